@@ -1,0 +1,37 @@
+"""The event bus for programs that mix threads and asyncio: the thread-safe core. See the README."""
+
+from ._bus import EventBus as EventBus
+from ._engine.receipt import Receipt as Receipt
+from ._engine.subscription import Subscription as Subscription
+from ._errors import BusClosedError as BusClosedError
+from ._errors import DeadlockError as DeadlockError
+from ._errors import DispatcherError as DispatcherError
+from ._errors import EventBusError as EventBusError
+from ._errors import EventCycleError as EventCycleError
+from ._errors import EventTimeoutError as EventTimeoutError
+from ._errors import HandlerTypeError as HandlerTypeError
+from ._errors import MailboxFullError as MailboxFullError
+from ._errors import NoHandlerError as NoHandlerError
+from ._errors import NotRegisteredError as NotRegisteredError
+from ._errors import OptionError as OptionError
+from ._errors import OptionTypeError as OptionTypeError
+from ._errors import PayloadError as PayloadError
+from ._errors import ServiceError as ServiceError
+from ._errors import SubscriptionError as SubscriptionError
+from ._errors import TopicError as TopicError
+from ._errors import TopicTypeError as TopicTypeError
+from ._scope import Scope as Scope
+from ._scope import handles as handles
+from ._stream import Stream as Stream
+from ._values.event import Event as Event
+from ._values.stats import BusStats as BusStats
+from ._values.stats import CloseReport as CloseReport
+from ._values.stats import HandlerError as HandlerError
+from ._values.stats import Latency as Latency
+from ._values.stats import Outcome as Outcome
+from ._values.stats import PoolStats as PoolStats
+from ._values.stats import Status as Status
+from ._values.stats import SubscriptionStats as SubscriptionStats
+from ._values.topic import Topic as Topic
+
+__version__ = "0.1.0"

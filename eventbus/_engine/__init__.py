@@ -1,0 +1,1 @@
+"""All shared mutable state of delivery, under one lock a bus."""

@@ -1,0 +1,152 @@
+"""One call of one handler: its context, its payload, its outcome. In halves, so that a loop can await between.
+
+No state of its own: what it touches belongs to the delivery, which whoever claimed it owns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from .._errors import HandlerTypeError
+from .._values.stats import HandlerError, Status
+from . import primitives
+from .delivery import current
+from .receipt import Receipt
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from .delivery import Delivery
+    from .engine import Engine
+
+__all__ = ["argument", "call", "call_inline", "context_of", "judge"]
+
+log = logging.getLogger("eventbus")
+
+Result = tuple[Status, Any, "BaseException | None", float]
+
+
+def argument(delivery: Delivery) -> Any:
+    """What the handler is called with (G15). Raises PayloadError."""
+    receipt = delivery.receipt
+    box = delivery.box
+    if box.raw:
+        return receipt
+    spec = box.spec
+    assert spec is not None
+    if spec.takes_event:
+        return receipt._as_event()
+    convert = spec.convert
+    return receipt._payload if convert is None else convert(receipt._payload)
+
+
+def context_of(delivery: Delivery) -> Context:
+    """This delivery's own copy of the emitter's context (G14)."""
+    context = delivery.receipt._context
+    assert context is not None
+    own = context.copy()
+    delivery.context = own
+    return own
+
+
+def enter(delivery: Delivery) -> Any:
+    """Within the delivery's context: say for whom this code runs, convert, call."""
+    current.set(delivery)
+    spec = delivery.box.spec
+    assert spec is not None
+    return spec.function(argument(delivery))
+
+
+def call(engine: Engine, delivery: Delivery) -> Result:
+    """Call a plain handler in this thread and report what it raises."""
+    delivery.actor = primitives.get_ident()
+    started = primitives.monotonic()
+    try:
+        value = context_of(delivery).run(enter, delivery)
+    except BaseException as error:
+        took = primitives.monotonic() - started
+        return judge(engine, delivery, None, strip(error), took)
+    return judge(engine, delivery, value, None, primitives.monotonic() - started)
+
+
+def call_inline(engine: Engine, delivery: Delivery) -> Result:
+    """Call an inline handler in the emitter's own context."""
+    delivery.actor = primitives.get_ident()
+    started = primitives.monotonic()
+    token = current.set(delivery)
+    try:
+        spec = delivery.box.spec
+        assert spec is not None
+        value = spec.function(argument(delivery))
+    except BaseException as error:
+        took = primitives.monotonic() - started
+        return judge(engine, delivery, None, strip(error), took)
+    finally:
+        current.reset(token)
+    return judge(engine, delivery, value, None, primitives.monotonic() - started)
+
+
+def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException | None, took: float) -> Result:
+    """The outcome of a call; errors are reported before the delivery is settled, so that waits come after."""
+    if error is None and isinstance(value, Awaitable) and not isinstance(value, Receipt):
+        close = getattr(value, "close", None)
+        if close is not None:
+            close()  # or Python warns of a coroutine that was never awaited
+        error = HandlerTypeError(
+            f"the plain function {delivery.box.name} returned an awaitable ({type(value).__name__}), which nobody awaits;"
+            " make the handler `async def` and register it on eventbus_async.AsyncEventBus"
+        )
+        value = None
+    if error is None:
+        return Status.DELIVERED, value, None, took
+    report(engine, delivery, error, "handler")
+    return Status.FAILED, None, error, took
+
+
+def strip(error: BaseException) -> BaseException:
+    """Leave the bus's own frames out of the traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code in _OWN:
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+_OWN = (enter.__code__, call.__code__, call_inline.__code__)
+
+
+def report(engine: Engine, delivery: Delivery, error: BaseException, where: str) -> None:
+    """Tell the log, ``on_error`` and ``bus/error`` (G5). Outside of steps. Never raises."""
+    receipt = delivery.receipt
+    tell(engine, HandlerError(error, receipt._as_event(), delivery.box.handle, where), delivery.box.name, delivery)
+
+
+def tell(engine: Engine, problem: HandlerError, name: str, cause: Delivery | None = None) -> None:
+    """Tell everybody who wants to hear of an error; what they raise is logged and goes no further."""
+    topic = problem.event.topic
+    try:
+        log.error(
+            "%s of %s for %r: %r",
+            {"timeout": "time-out", "mailbox": "rejection", "key": "key error"}.get(problem.where, "error"),
+            name,
+            topic,
+            problem.error,
+            exc_info=problem.error,
+            extra={"topic": topic, "subscription": name},
+        )
+    except BaseException:
+        pass  # a log handler that raises: there is nobody left to tell
+    for hook in engine.error_hooks(problem):
+        try:
+            hook(problem)
+        except BaseException as error:
+            try:
+                log.error("on_error raised for %r", topic, exc_info=error)
+            except BaseException:
+                pass
+    if topic != "bus/error":
+        try:
+            engine.emit_own("bus/error", problem, cause)
+        except BaseException as error:
+            log.error("bus/error could not be emitted", exc_info=error)

@@ -1,0 +1,336 @@
+"""Who empties mailboxes: the rules that threads and event loops share, and the pool of threads.
+
+How many run at once follows blockage, not queue length: waking several workers for tiny handlers is a convoy on a GIL
+build. Up to ``limit`` workers compute; each drains whatever mailbox is ready. Another joins when a worker is blocked:
+
+* its handler waits inside the bus (:meth:`Worker.enter_wait`): counted out at once, also of ``max_workers``;
+* a watch, armed only while mailboxes are ready and nobody is free for them, finds it in one handler for two looks;
+* its subscription was caught so before, and has not been quick since: counted out as it begins.
+
+When a blocked worker returns and there are too many, it retires.
+
+Owner: the bus's monitor, all of it. ``Worker.sleeper`` is slept on by its own thread only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .._errors import DispatcherError
+from . import primitives
+from .._values.stats import PoolStats
+from .call import call
+
+if TYPE_CHECKING:
+    import threading
+
+    from .._values.stats import Status
+    from .delivery import Delivery
+    from .engine import Engine
+    from .mailbox import Mailbox
+
+__all__ = ["Dispatcher", "Executor", "Worker"]
+
+IDLE_SECONDS = 1.0  # how long an idle thread waits for work before it ends
+WATCH_SECONDS = 0.002  # between two looks at a worker that seems blocked
+QUICK_SECONDS = 0.001  # a handler that ends within this does not block
+RETRY_SECONDS = 0.05  # after a thread could not be started
+
+
+class Executor:
+    """A ready queue of mailboxes and the workers that claim from it."""
+
+    __slots__ = ("computing", "engine", "limit", "ready")
+
+    def __init__(self, engine: Engine, limit: int) -> None:
+        self.engine = engine
+        self.limit = limit
+        self.ready: deque[Mailbox] = deque()
+        self.computing = 0
+
+    def push(self, box: Mailbox) -> None:
+        """In a step: a mailbox has something to claim."""
+        self.ready.append(box)
+        if self.computing < self.limit:
+            self.computing += 1
+            self.rouse()
+        else:
+            self.watch()
+
+    def rouse(self) -> None:
+        """In a step: get one more worker going; ``computing`` counts it already."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """In a step: nobody is free for what is ready; keep an eye on who is busy."""
+
+    def close(self) -> None:
+        """In a step: the bus is closed."""
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody of the parent's works here any more."""
+
+    def pull(self) -> Delivery | None:
+        """In a step: claim from the first ready mailbox."""
+        ready = self.ready
+        while ready:
+            box = ready.popleft()
+            box.queued = False
+            delivery = box.claim()
+            if delivery is not None:
+                if box.claimable() and not box.queued:
+                    box.queued = True
+                    ready.append(box)
+                return delivery
+        return None
+
+    def done(self, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float) -> None:
+        """In a step: a call has ended. Its mailbox goes on, at the end of the ready queue."""
+        box = delivery.box
+        self.engine.complete(delivery, status, value, error, took)
+        if not box.queued and box.claimable():
+            box.queued = True
+            self.ready.append(box)
+
+    def yield_slot(self) -> None:
+        """In a step: a worker computes no more; somebody else may."""
+        self.computing -= 1
+        if self.ready and self.computing < self.limit:
+            self.computing += 1
+            self.rouse()
+
+
+class Worker:
+    """One thread of the pool."""
+
+    __slots__ = ("blocked", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
+
+    def __init__(self, pool: Dispatcher) -> None:
+        self.pool = pool
+        self.sleeper = primitives.Sleeper()
+        self.thread: threading.Thread | None = None
+        self.delivery: Delivery | None = None
+        self.claims = 0
+        self.seen = -1
+        self.blocked = False
+        self.waits = 0
+
+    def enter_wait(self) -> None:
+        """In a step: its handler waits inside the bus; it counts against nothing while it does."""
+        self.waits += 1
+        if self.waits == 1:
+            pool = self.pool
+            pool.threads -= 1
+            if not self.blocked:
+                pool.yield_slot()
+
+    def exit_wait(self) -> None:
+        """In a step: the wait is over. There may be more than ``limit`` until somebody retires."""
+        self.waits -= 1
+        if self.waits == 0:
+            self.pool.threads += 1
+            if not self.blocked:
+                self.pool.computing += 1
+
+    def block(self) -> None:
+        """In a step: it is stuck in user code; somebody else takes its place."""
+        if not self.blocked:
+            self.blocked = True
+            if not self.waits:
+                self.pool.yield_slot()
+
+    def expire(self, delivery: Delivery) -> None:
+        """In a step: its handler is past its time-out; it cannot be killed, but replaced (G7)."""
+        self.pool.engine.expire(delivery)
+        if self.delivery is delivery:
+            self.block()
+
+    def abandon(self, delivery: Delivery) -> list[str]:
+        """In a step: the bus closes; a thread in a user's handler is left alone and named."""
+        return [delivery.box.name]
+
+    def run(self) -> None:
+        """The thread's life: claim, call, settle; sleep when there is nothing; end when that lasts."""
+        pool = self.pool
+        engine = pool.engine
+        step = engine.monitor.run
+        delivery = step(pool.next, self)
+        while True:
+            while delivery is not None:
+                status, value, error, took = call(engine, delivery)
+                if self not in pool.alive:
+                    return  # the child of a fork, made in that handler
+                delivery = step(pool.advance, self, delivery, status, value, error, took)
+            # Nothing of the last delivery may be kept alive by this frame while it sleeps (G18).
+            value = error = None
+            woken = self.sleeper.sleep(IDLE_SECONDS)
+            while step(pool.asleep, self):
+                if not woken or pool.stopping:
+                    if step(pool.leave, self):
+                        return
+                else:  # a wake-up that came twice
+                    woken = self.sleeper.sleep(IDLE_SECONDS)
+            delivery = step(pool.next, self)
+
+
+class Dispatcher(Executor):
+    """The thread pool of a bus. Threads are made when they are needed and end when they are idle."""
+
+    __slots__ = ("alive", "idle", "max_workers", "name", "numbers", "starting", "stopping", "threads", "watching")
+
+    def __init__(self, engine: Engine, limit: int, max_workers: int, name: str) -> None:
+        super().__init__(engine, limit)
+        self.max_workers = max_workers
+        self.name = name
+        self.numbers = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """No threads: at birth and in a forked child."""
+        self.ready.clear()
+        self.computing = 0
+        self.threads = 0  # those that count against max_workers
+        self.starting = 0
+        self.idle: list[Worker] = []
+        self.alive: set[Worker] = set()
+        self.watching = False
+        self.stopping = False
+
+    # Growing and shrinking
+
+    def rouse(self) -> None:
+        if self.idle:
+            self.engine.monitor.after.append(self.idle.pop().sleeper.wake)
+        elif self.threads < self.max_workers:
+            self.threads += 1
+            self.starting += 1
+            self.engine.monitor.after.append(self._start)
+        else:
+            self.computing -= 1  # when one of the stuck ones returns, it takes what is ready
+
+    def _start(self) -> None:
+        """Start one of the threads that steps have asked for. May be called too often."""
+        worker = self.engine.monitor.run(self._enrol)
+        if worker is None:
+            return
+        try:
+            worker.thread = primitives.start_thread(worker.run, f"{self.name}-{self.numbers}")
+        except RuntimeError:  # no more threads, or none any more at exit
+            self.engine.monitor.run(self._not_started, worker)
+
+    def _enrol(self) -> Worker | None:
+        if self.starting == 0:
+            return None
+        self.starting -= 1
+        self.numbers += 1
+        worker = Worker(self)
+        self.alive.add(worker)
+        return worker
+
+    def _not_started(self, worker: Worker) -> None:
+        self.alive.discard(worker)
+        self.threads -= 1
+        self.computing -= 1
+        self.engine.timer.at(RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        if self.ready and self.computing < self.limit:
+            self.computing += 1
+            self.rouse()
+
+    def assure(self) -> None:
+        """Before a wait: see to it that ready mailboxes have a worker. Raises DispatcherError if none can be started."""
+        monitor = self.engine.monitor
+        if not self.ready or self.computing:
+            return
+        monitor.run(self._retry)
+        if monitor.run(self._hopeless):
+            raise DispatcherError(
+                "no thread can be started for the deliveries that this wait depends on; free some threads of the process"
+            )
+
+    def _hopeless(self) -> bool:
+        return bool(self.ready) and self.computing == 0 and self.threads < self.max_workers
+
+    def leave(self, worker: Worker) -> bool:
+        """In a step: an idle worker wants to end. False if it was given work just then."""
+        if worker not in self.idle:
+            return False
+        self.idle.remove(worker)
+        self.alive.discard(worker)
+        self.threads -= 1
+        return True
+
+    def stop(self) -> list[Worker]:
+        """In a step: idle threads end now, busy ones when they become idle. Gives all that are alive."""
+        self.stopping = True
+        for worker in self.idle:
+            self.engine.monitor.after.append(worker.sleeper.wake)
+        return list(self.alive)
+
+    # Working
+
+    def asleep(self, worker: Worker) -> bool:
+        """In a step: whether a worker has no place among those that compute."""
+        return worker in self.idle
+
+    def advance(
+        self, worker: Worker, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
+    ) -> Delivery | None:
+        """In a step: a worker's call has ended; its next delivery."""
+        worker.delivery = None
+        if worker.blocked:
+            worker.blocked = False
+            self.computing += 1
+        box = delivery.box
+        if box.slow and took < QUICK_SECONDS:
+            box.slow = False
+        self.done(delivery, status, value, error, took)
+        return self.next(worker)
+
+    def next(self, worker: Worker) -> Delivery | None:
+        """In a step: the next delivery of a worker, or None after it has been put to sleep."""
+        delivery = None if self.computing > self.limit else self.pull()
+        if delivery is None:
+            self.computing -= 1
+            self.idle.append(worker)
+            return None
+        worker.claims += 1
+        worker.delivery = delivery
+        delivery.worker = worker
+        if delivery.box.slow:
+            worker.block()
+        elif self.ready:
+            self.watch()
+        self.engine.arm(delivery)
+        return delivery
+
+    def stats(self) -> PoolStats:
+        """In a step: the pool at this instant."""
+        waiting = sum(worker.waits > 0 for worker in self.alive)
+        blocked = sum(worker.blocked and not worker.waits for worker in self.alive)
+        return PoolStats(
+            len(self.alive), len(self.idle), max(0, self.computing), blocked, waiting, len(self.ready)
+        )
+
+    # The watch
+
+    def watch(self) -> None:
+        if not self.watching:
+            self.watching = True
+            self.engine.timer.at(WATCH_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Mark workers that are still in the handler in which the last look found them."""
+        self.watching = False
+        if not self.ready:
+            return
+        for worker in tuple(self.alive):
+            if worker.delivery is not None and not worker.blocked and not worker.waits:
+                if worker.seen == worker.claims:
+                    worker.delivery.box.slow = True
+                    worker.block()
+                worker.seen = worker.claims
+        if self.ready:
+            self.watch()

@@ -1,0 +1,965 @@
+"""The engine of one bus: emit, register, cancel, settle, drain, close. It composes the parts and owns the order of steps.
+
+Linearization points (each is one step of the monitor, but for calls that interrupt a step: then it is the put-off one)
+    emit      :meth:`_admit`: reads the route and the bus's state, makes all deliveries
+    on        :meth:`_register`: from here on routes contain the mailbox
+    cancel    :meth:`_cancel`: from here on they do not, and nothing is claimed
+    claim     :meth:`Executor.pull`, within a worker's step
+    settle    :meth:`settle`: a delivery's outcome, once
+    drain     :meth:`_new_epoch`: what was accepted earlier is in an older epoch
+    close     :meth:`_begin_close` (draining), :meth:`_end_close` (closed)
+
+Owner: the bus's monitor, but for what is immutable after construction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from contextvars import copy_context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .._errors import (
+    BusClosedError,
+    DeadlockError,
+    DispatcherError,
+    EventBusError,
+    EventCycleError,
+    EventTimeoutError,
+    HandlerTypeError,
+    NoHandlerError,
+    SubscriptionError,
+)
+from .._values.handler import describe, same_handler
+from .._values.options import UNSET, check_options
+from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats
+from .._values.topic import check_patterns, topic_models
+from . import primitives
+from .call import call_inline, tell
+from .delivery import LINED, PENDING, RUNNING, SETTLED, Delivery, Epoch, current, running_here
+from .dispatcher import Dispatcher
+from .lane import Lane
+from .latency import Histogram
+from .mailbox import ACTIVE, DRAINING, ENDED, NEW, KeyedMailbox, Mailbox
+from .monitor import Interrupted, Monitor
+from .process import enrol
+from .receipt import Receipt
+from .registry import Registry
+from .timer import Timer
+from .waits import ALL, LENIENT, Waiter, deadlock, live_from, notify, sleep, stuck_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from .._values.handler import HandlerSpec
+    from .._values.options import BusOptions, Options
+    from .dispatcher import Executor, Worker
+    from .subscription import Subscription
+
+__all__ = ["CLOSED", "CLOSING", "OPEN", "Engine"]
+
+log = logging.getLogger("eventbus")
+R = TypeVar("R", bound=Receipt)
+S = TypeVar("S", bound="Subscription")
+T = TypeVar("T")
+
+OPEN, CLOSING, CLOSED = range(3)
+
+SAMPLE = 31  # one emit in 32 has its latencies measured, and the first of each subscription
+
+
+class Engine:
+    """All shared mutable state of one bus."""
+
+    def __init__(self, name: str, options: BusOptions, defaults: Options) -> None:
+        self.name = name
+        self.options = options
+        self.defaults = defaults
+        self.monitor = Monitor()
+        self.registry = Registry()
+        self.timer = Timer(self.monitor, name)
+        cores = (os.cpu_count() or 1) if primitives.FREE_THREADED else 1
+        limit = options.workers or min(cores, options.max_workers)
+        self.dispatcher = Dispatcher(self, limit, options.max_workers, name)
+        self.seqs = itertools.count(1)  # next() is atomic on every build
+        self.ids = itertools.count(1)
+        self.ended_totals = [0] * 7  # deliveries and the six outcomes of ended subscriptions
+        self.ended_latencies = (Histogram(), Histogram())
+        # Told of errors besides on_error: services watch their own subscriptions this way.
+        self.error_watchers: dict[int, Callable[[HandlerError], None]] = {}
+        self.renew()
+        enrol(self)
+
+    def renew(self) -> None:
+        """The state that a forked child does not inherit."""
+        self.uid = primitives.new_uid()
+        self.events = 0
+        self.state = OPEN
+        self.epoch = Epoch()
+        self.old_epochs: list[Epoch] = []
+        self.lanes: dict[str, Lane] = {}
+        self.waiting: dict[Waiter, None] = {}  # waits of handlers, for the wait graph
+        self.drains: list[Waiter] = []
+        self.executors: list[Executor] = []  # of event loops
+        self.leftovers: dict[int, Mailbox] = {}  # ended or draining subscriptions with calls that go on
+        self.problems: list[tuple[HandlerError, str]] = []
+        self.closed_report: CloseReport | None = None
+
+    # Emit
+
+    def emit(
+        self,
+        make: Callable[..., R],
+        topic: str,
+        payload: Any,
+        headers: Mapping[str, Any] | None = None,
+        require: int = 0,
+        follow: bool = False,
+        propagate: bool = False,
+        cause: Delivery | None = None,
+        own: bool = False,
+    ) -> R:
+        """Accept an event and make its deliveries; waits for space only in a thread without a running loop."""
+        receipt = make(self, topic, payload, copy_context(), primitives.wall_clock(), next(self.seqs))
+        if headers is not None:
+            receipt._headers = headers
+        if propagate:
+            receipt._propagate = True
+        if cause is None:
+            cause = current.get()
+        if cause is not None or follow or self.options.max_depth is not None:
+            self._descend(receipt, cause, follow)
+        try:
+            inline = self._accept(receipt, cause, require, own)
+        except Interrupted:
+            self.monitor.defer(lambda: self._catch_up(receipt, cause, require, own))
+            return receipt
+        if inline is not None:
+            self._run_inline(inline, cause)
+        if receipt._accepting and not own:
+            self._wait_for_space(receipt)
+        return receipt
+
+    def emit_own(self, topic: str, payload: Any, cause: Delivery | None = None) -> Receipt | None:
+        """An emit of the bus's own, under ``bus/``: it never blocks, and makes no event where nobody listens."""
+        if self.state == CLOSED or not self.look(self.registry.reaches, topic):
+            return None
+        try:
+            return self.emit(Receipt, topic, payload, cause=cause, own=True)
+        except BusClosedError:
+            return None
+
+    def _accept(self, receipt: Receipt, cause: Delivery | None, require: int, own: bool) -> list[Delivery] | None:
+        """Let an emit take effect; gives the inline deliveries, claimed, to be run here and now."""
+        monitor = self.monitor
+        keys: dict[Mailbox, _Key] | None = None
+        route = self.registry.routes.get(receipt._topic)
+        if route is not None and route.keyed:
+            keys = self._keys(receipt, route.boxes, {})
+        while True:
+            if monitor.busy:
+                monitor.stand_back()
+            try:
+                with monitor.lock:
+                    if monitor.busy or (monitor.deferred and monitor.pending_here()):
+                        raise Interrupted
+                    monitor.busy = True
+                    try:
+                        inline = self._admit(receipt, cause, require, own, keys)
+                    finally:
+                        monitor.busy = False
+                        trash = monitor.trash
+                        if trash:
+                            monitor.trash = []
+                del trash
+            except _KeysWanted as wanted:
+                keys = self._keys(receipt, wanted.boxes, keys or {})
+                continue
+            except Interrupted:
+                raise
+            except BaseException:
+                monitor.flush()
+                raise
+            if monitor.after or monitor.deferred:
+                monitor.flush()
+            return inline
+
+    def _catch_up(self, receipt: Receipt, cause: Delivery | None, require: int, own: bool) -> None:
+        """The emit of a call that interrupted a step: it never blocks, and has nobody left to raise to."""
+        try:
+            inline = self._accept(receipt, cause, require, own)
+        except EventBusError as error:
+            log.warning("an emit of %r that was put off is refused: %s", receipt._topic, error)
+            receipt._refuse(error)
+        else:
+            if inline is not None:
+                self._run_inline(inline, cause)
+
+    def _descend(self, receipt: Receipt, cause: Delivery | None, follow: bool) -> None:
+        """Note what caused this event (G19). Raises EventCycleError."""
+        most = self.options.max_depth
+        chain: tuple[str, ...] | None = None
+        if cause is None:
+            if most is not None:
+                receipt._lineage = (receipt._uid, receipt._seq, receipt._uid, receipt._seq, 0, (receipt._topic,))
+        else:
+            uid, seq, above = cause.parentage()
+            depth = 1 if above is None else above[4] + 1
+            root = (uid, seq) if above is None or above[4] == 0 else (above[2], above[3])
+            if most is not None:
+                chain = (*(above[5] or () if above else ()), receipt._topic)
+                if depth > most:
+                    raise EventCycleError(
+                        f"an emit of {receipt._topic!r} at depth {depth} goes deeper than max_depth={most}:"
+                        f" {' -> '.join(chain)}; break the cycle of handlers or raise max_depth",
+                        chain,
+                    )
+            receipt._lineage = (uid, seq, *root, depth, chain)
+        if follow:
+            receipt._follows = (receipt,)
+            receipt._family = set()
+
+    def _keys(
+        self, receipt: Receipt, boxes: Iterable[Mailbox], keys: dict[Mailbox, _Key]
+    ) -> dict[Mailbox, _Key]:
+        """Ask the key functions, outside of any step."""
+        for box in boxes:
+            if box.key is not None and box not in keys:
+                try:
+                    key = box.key(receipt._as_event())
+                    hash(key)
+                    keys[box] = (key, None)
+                except Exception as error:
+                    keys[box] = (None, error)
+        return keys
+
+    def _admit(
+        self,
+        receipt: Receipt,
+        cause: Delivery | None,
+        require: int,
+        own: bool,
+        keys: dict[Mailbox, _Key] | None,
+    ) -> list[Delivery] | None:
+        """In a step: the instant at which an emit takes effect."""
+        route = self.registry.route(receipt._topic)
+        epoch = self.epoch
+        if cause is not None:
+            # Only a handler that has not ended yet, and on this bus, has its emits waited for.
+            if cause.state is SETTLED or cause.box.engine is not self:
+                cause = None
+            else:
+                epoch = cause.epoch or epoch
+                above = cause.receipt._follows
+                if above is not None:
+                    receipt._follows = above if receipt._follows is None else (receipt, *above)
+        if self.state != OPEN and not (self.state == CLOSING and (own or cause is not None)):
+            raise BusClosedError(f"the bus {self.name!r} is {('', 'closing', 'closed')[self.state]}: {receipt._topic!r} was not emitted")
+        if route.counted < require:
+            raise NoHandlerError(f"{receipt._topic!r} requires {require} handlers, but {route.counted} listen")
+        boxes = route.boxes
+        if route.keyed:
+            missing = [box for box in boxes if box.key is not None and (keys is None or box not in keys)]
+            if missing:
+                raise _KeysWanted(missing)
+        route.tally.emits += 1
+        self.events += 1
+        counted = route.counted
+        receipt._deliveries = deliveries = []
+        receipt._left = counted
+        if not boxes:
+            self._complete(receipt)
+            return None
+        receipt._observers = len(boxes) - counted
+        follows = receipt._follows
+        if follows is not None:
+            for each in follows:
+                if each is not receipt:
+                    each._left += counted
+        epoch.open += len(boxes)
+        sampled = not (receipt._seq & SAMPLE) or not boxes[0].deliveries
+        if sampled:
+            receipt._mark = primitives.monotonic()
+        inline: list[Delivery] | None = None
+        done = 0
+        try:
+            for box in boxes:
+                delivery = Delivery(receipt, box, epoch)
+                box.deliveries += 1
+                if not box.observer:
+                    deliveries.append(delivery)
+                    if follows is not None:
+                        for each in follows:
+                            each._family.add(delivery)
+                done += 1
+                if box.plain:
+                    pending = box.pending
+                    if not box.line and (box.limit is None or len(pending) < box.limit):  # type: ignore[arg-type]
+                        pending.append(delivery)  # type: ignore[union-attr]
+                        if not box.queued and len(box.running) < box.concurrency:
+                            box.queued = True
+                            box.executor.push(box)  # type: ignore[union-attr]
+                    else:
+                        box.offer(delivery)
+                elif box.inline:
+                    delivery.state = RUNNING
+                    box.running.append(delivery)
+                    if inline is None:
+                        inline = []
+                    inline.append(delivery)
+                else:
+                    self._offer(box, delivery, keys)
+        except BaseException:
+            self._mend(receipt, boxes, done, epoch)
+            raise
+        if follows is not None:
+            self._recheck_followers(follows)
+        return inline
+
+    def _offer(self, box: Mailbox, delivery: Delivery, keys: dict[Mailbox, _Key] | None) -> None:
+        """In a step: admit to a mailbox that asks for more than an append."""
+        if box.executor is None:
+            self.leave_epoch(delivery)
+        if box.key is not None and keys is not None:
+            key, error = keys[box]
+            if error is not None:
+                self.report(delivery, error, "key")
+                self.settle(delivery, Status.FAILED, None, error)
+                return
+            delivery.key = key
+        box.offer(delivery)
+
+    def _mend(self, receipt: Receipt, boxes: tuple[Mailbox, ...], done: int, epoch: Epoch) -> None:
+        """In a step that a signal handler broke by raising: cancel what was not admitted, so that the sums hold."""
+        admitted = {each for box in boxes[:done] for each in box.unsettled() if each.receipt is receipt}
+        for each in receipt._deliveries[:done]:
+            if each.state in (PENDING, LINED) and each not in admitted:
+                self.settle(each, Status.CANCELLED)
+        for box in boxes[:done]:
+            for each in box.unsettled():
+                if each.receipt is receipt and box.inline:
+                    self.complete(each, Status.CANCELLED, None, None, 0.0)
+            if not box.inline:
+                box.schedule()
+        for box in boxes[done:]:
+            each = Delivery(receipt, box, epoch)
+            box.deliveries += 1
+            if not box.observer:
+                receipt._deliveries.append(each)
+            self.settle(each, Status.CANCELLED)
+
+    def _recheck_followers(self, follows: tuple[Receipt, ...]) -> None:
+        """In a step: an emit added to what somebody waits for; a handler's wait may have become endless by it."""
+        for receipt in follows:
+            for waiter in receipt._waiters or ():
+                if waiter.owner is not None and not waiter.done:
+                    cycle = stuck_on(waiter.owner, waiter)
+                    if cycle:
+                        waiter.error = deadlock(waiter, cycle)
+                        waiter.done = True
+                        self.monitor.after.append(waiter.wake)
+
+    def _run_inline(self, inline: list[Delivery], cause: Delivery | None) -> None:
+        """Run the inline handlers of an emit in this thread; KeyboardInterrupt and SystemExit pass when all have run."""
+        passing: BaseException | None = None
+        run = self.monitor.run
+        outer = running_here(primitives.get_ident())
+        while inline:
+            delivery = inline.pop(0)
+            try:
+                if delivery.box.state == ENDED or delivery.state is SETTLED:
+                    # Cancelled by one of the others, in this very thread or elsewhere: it does not begin.
+                    run(self.complete, delivery, Status.CANCELLED, None, None, 0.0)
+                    continue
+                delivery.outer = outer
+                status, value, error, took = call_inline(self, delivery)
+                run(self.complete, delivery, status, value, error, took)
+                if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
+                    passing = error
+            except BaseException:
+                for each in (delivery, *inline):
+                    if each.box is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                        run(self.complete, each, Status.CANCELLED, None, None, 0.0)
+                raise
+        if passing is not None:
+            raise passing
+
+    def _wait_for_space(self, receipt: Receipt) -> None:
+        """In a thread, an emit waits until its deliveries are admitted or rejected; on a loop nothing blocks (G9)."""
+        if primitives.running_loop() is not None:
+            return
+        while True:
+            waiter = receipt._accept_waiter()
+            try:
+                sleep(self, waiter, None, insist=False)
+                return
+            except DeadlockError as error:
+                if not self.look(self._reject_stuck, receipt, waiter, error.cycle):
+                    return
+
+    def _reject_stuck(self, receipt: Receipt, waiter: Waiter, cycle: tuple[str, ...]) -> bool:
+        """In a step: this wait for space would never end; reject those deliveries that make it so."""
+        owner = running_here(primitives.get_ident())
+        lined = receipt._lined()
+        stuck = lined if owner is None else [each for each in lined if stuck_on(owner, waiter, each)]
+        for each in stuck or lined:
+            each.box.reject_stuck(each, cycle)
+        return receipt._accepting > 0
+
+    # Settling
+
+    def settle(
+        self, delivery: Delivery, status: Status, value: Any = None, error: BaseException | None = None, took: float = 0.0
+    ) -> None:
+        """In a step: the one outcome of a delivery. Later ones are ignored."""
+        state = delivery.state
+        if state is SETTLED:
+            return
+        box = delivery.box
+        receipt = delivery.receipt
+        delivery.state = SETTLED
+        delivery.status = status
+        delivery.value = value
+        delivery.error = error
+        delivery.duration = took
+        delivery.info = box.info
+        box.count(status)
+        if delivery.deadline is not None:
+            self.timer.forget(delivery.deadline)
+            delivery.deadline = None
+        if delivery.epoch is not None:
+            delivery.epoch.open -= 1
+            delivery.epoch = None
+        if box.observer:
+            receipt._observers -= 1
+        else:
+            receipt._left -= 1  # type: ignore[operator]
+            if receipt._waiters:
+                notify(self, receipt._waiters)
+            follows = receipt._follows
+            if follows is not None:
+                for each in follows:
+                    each._family.discard(delivery)
+                    if each is not receipt:
+                        each._left -= 1  # type: ignore[operator]
+                        if not each._left:
+                            self._complete(each)
+        if not receipt._left and not receipt._observers:
+            self._complete(receipt)
+        if self.drains:
+            notify(self, self.drains)
+        if state is not RUNNING:
+            delivery.release()
+            if box.lane is not None:
+                box.lane.offer()
+
+    def complete(
+        self, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
+    ) -> None:
+        """In a step: a call has ended. It is settled, unless a time-out has done that, and its place is free."""
+        mark = delivery.receipt._mark
+        box = delivery.box
+        if mark:
+            box.sample(max(0.0, primitives.monotonic() - mark - took), took)
+        if delivery.state is not SETTLED:
+            self.settle(delivery, status, value, error, took)
+        box.finish(delivery)
+
+    def _complete(self, receipt: Receipt) -> None:
+        """In a step: every delivery is settled. Let go of the payload and the context, outside of the lock."""
+        self.monitor.trash.append((receipt._payload, receipt._context, receipt._event))
+        receipt._payload = receipt._context = receipt._event = receipt._engine = None
+        waiters = receipt._waiters
+        if waiters:
+            notify(self, waiters)
+        receipt._waiters = None
+
+    def leave_epoch(self, delivery: Delivery) -> None:
+        """In a step: no drain waits for this delivery (any more)."""
+        if delivery.epoch is not None:
+            delivery.epoch.open -= 1
+            delivery.epoch = None
+            if self.drains:
+                notify(self, self.drains)
+
+    def arm(self, delivery: Delivery) -> None:
+        """In a step: a claimed delivery begins; its time-out starts."""
+        timeout = delivery.box.timeout
+        if timeout is not None:
+            delivery.deadline = self.timer.at(timeout, lambda: delivery.worker.expire(delivery))
+
+    def expire(self, delivery: Delivery) -> None:
+        """In a step: a handler is past its time-out; settle its delivery though the call goes on."""
+        if delivery.state is RUNNING:
+            error = EventTimeoutError(
+                f"the handler {delivery.box.name} took longer than its timeout of {delivery.box.timeout:g} s"
+                f" for {delivery.receipt._topic!r}"
+            )
+            self.report(delivery, error, "timeout")
+            self.settle(delivery, Status.TIMED_OUT, None, error, delivery.box.timeout or 0.0)
+
+    # Errors
+
+    def report(self, delivery: Delivery, error: BaseException, where: str) -> None:
+        """In a step: tell of an error once the step is over."""
+        box = delivery.box
+        self.problems.append((HandlerError(error, delivery.receipt._as_event(), box.handle, where), box.name))
+        self.monitor.after.append(self._tell)
+
+    def _tell(self) -> None:
+        if primitives.get_ident() == self.timer.ident:
+            # on_error is user code, and time-outs must not wait for it.
+            try:
+                primitives.start_thread(self._tell, f"{self.name}-errors")
+                return
+            except RuntimeError:
+                pass
+        while self.problems:
+            try:
+                problem, name = self.problems.pop(0)
+            except IndexError:
+                return
+            tell(self, problem, name)
+
+    def error_hooks(self, problem: HandlerError) -> list[Callable[[HandlerError], Any]]:
+        """Who wants to hear of an error: the bus's ``on_error``, the service whose subscription it was."""
+        hooks: list[Callable[[HandlerError], Any]] = []
+        if self.options.on_error is not None:
+            hooks.append(self.options.on_error)
+        watcher = self.error_watchers.get(problem.subscription.id)
+        if watcher is not None:
+            hooks.append(watcher)
+        return hooks
+
+    # Registration
+
+    def register(
+        self,
+        make: Callable[[Mailbox], S],
+        patterns: tuple[str, ...],
+        spec: HandlerSpec,
+        options: Options,
+        executor: Executor | None,
+        *,
+        raw: bool = False,
+        home: Any = None,
+        closer: Callable[[], None] | None = None,
+        kind: type[Mailbox] | None = None,
+        watcher: Callable[[HandlerError], None] | None = None,
+    ) -> S:
+        """Register a handler on patterns; in effect when this returns, or when the interrupted step ends."""
+        if kind is None:
+            kind = Mailbox if options.key is None else KeyedMailbox
+        box = kind(self, next(self.ids), patterns, spec, options, raw)
+        box.home = home
+        box.closer = closer
+        handle = make(box)
+        box.handle = handle
+        if watcher is not None:
+            self.error_watchers[box.id] = watcher
+        try:
+            self.monitor.run(self._register, box, executor)
+        except Interrupted:
+            self.monitor.defer(lambda: self._register_late(box, executor))
+        except BaseException:
+            self.error_watchers.pop(box.id, None)
+            raise
+        return handle
+
+    def _register_late(self, box: Mailbox, executor: Executor | None) -> None:
+        try:
+            self.monitor.run(self._register, box, executor)
+        except EventBusError as error:
+            log.warning("a registration of %s that was put off is refused: %s", box.name, error)
+            box.state = ENDED
+
+    def _register(self, box: Mailbox, executor: Executor | None) -> None:
+        if self.state != OPEN:
+            raise BusClosedError(f"the bus {self.name!r} is closed: {box.name} was not registered")
+        if box.state != NEW:
+            return  # cancelled before it took effect
+        if box.options.unique:
+            self._refuse_second(box)
+        lane = box.options.lane
+        if lane is not None:
+            box.lane = self.lanes.setdefault(lane, Lane(lane))
+            box.lane.members += 1
+        box.state = ACTIVE
+        box.attach(executor)
+        self.registry.add(box)
+
+    def _refuse_second(self, box: Mailbox) -> None:
+        assert box.spec is not None
+        for other in self.registry.boxes.values():
+            if other.spec is not None and same_handler(other.spec.function, box.spec.function):
+                for pattern in box.patterns:
+                    if pattern in other.patterns:
+                        raise SubscriptionError(
+                            f"{box.name} is registered for {pattern!r} already (subscription {other.id}) and unique=True"
+                            " refuses a second time; cancel the first or drop unique"
+                        )
+
+    def cancel(self, box: Mailbox, drain: bool = False) -> bool:
+        """End a subscription; tells whether it was this call that did."""
+        try:
+            return self.monitor.run(self._cancel, box, drain)
+        except Interrupted:
+            self.monitor.defer(lambda: self._cancel_late(box, drain))
+            return box.state in (NEW, ACTIVE)
+
+    def _cancel_late(self, box: Mailbox, drain: bool) -> None:
+        self.monitor.run(self._cancel, box, drain)
+
+    def _cancel(self, box: Mailbox, drain: bool) -> bool:
+        state = box.state
+        if state == ENDED or (state == DRAINING and drain):
+            return False
+        if state == NEW:
+            box.state = ENDED
+            return True
+        self.registry.remove(box)
+        self.leftovers[box.id] = box
+        box.state = DRAINING if drain and box.executor is not None else ENDED
+        if box.state == ENDED:
+            self.cancel_pending(box)
+        if box.closer is not None:
+            self.monitor.after.append(box.closer)
+        self.ripen(box)
+        return state == ACTIVE
+
+    def cancel_pending(self, box: Mailbox) -> int:
+        """In a step: settle as cancelled what has not begun; gives how many."""
+        count = 0
+        for delivery in list(box.queue()):
+            box.discard(delivery)
+            self.settle(delivery, Status.CANCELLED)
+            count += 1
+        while box.line:
+            delivery = box.line[0]
+            box.leave_line(delivery)
+            self.settle(delivery, Status.CANCELLED)
+            count += 1
+        if count and box.waiters:
+            notify(self, box.waiters)
+        return count
+
+    def ripen(self, box: Mailbox) -> None:
+        """In a step: an ended subscription lets go of its handler once no call runs any more (G18)."""
+        if box.state == DRAINING and box.idle():
+            box.state = ENDED
+        if box.state != ENDED or box.running or self.leftovers.pop(box.id, None) is None:
+            return
+        self.monitor.trash.append((box.spec, box.options, box.home, box.key))
+        box.spec = box.home = box.key = box.handle = box.closer = None
+        self.error_watchers.pop(box.id, None)
+        box.options = replace(box.options, key=None)
+        box.executor = None
+        if box.lane is not None:
+            box.lane.members -= 1
+            if not box.lane.members:
+                self.lanes.pop(box.lane.name, None)
+            box.lane = None
+        totals = self.ended_totals
+        totals[0] += box.deliveries
+        for index, count in enumerate(box.counts, 1):
+            totals[index] += count
+        if box.latencies is not None:
+            self.ended_latencies[0].merge(box.latencies[0])
+            self.ended_latencies[1].merge(box.latencies[1])
+        if box.waiters:
+            notify(self, box.waiters)
+
+    # Waiting
+
+    def quiet_waiter(self, box: Mailbox, actor: Any) -> Waiter:
+        """A wait for the calls of a cancelled subscription, but for the caller's own."""
+        mine = chain_of(running_here(actor))
+
+        def others() -> list[Delivery]:
+            return [each for each in (*box.running, *box.unsettled()) if each not in mine]
+
+        def enlist(waiter: Waiter, begin: bool) -> None:
+            if begin:
+                box.waiters.append(waiter)
+            elif waiter in box.waiters:
+                box.waiters.remove(waiter)
+
+        return Waiter(f"the end of {box.name}", lambda: not others(), enlist, ALL, others)
+
+    def drain_waiter(self, actor: Any) -> Waiter:
+        """A wait for what was accepted before this call, and what that causes, but for what waits for the caller."""
+        epochs = self.look(self._new_epoch)
+        owner = running_here(actor)
+        if owner is not None and owner.box.engine is not self:
+            owner = None
+        mine = chain_of(owner)
+
+        def others() -> list[Delivery]:
+            return [each for each in self._all_unsettled() if each.epoch in epochs and each not in mine]
+
+        def ready() -> bool:
+            if owner is None:
+                return not any(epoch.open for epoch in epochs)
+            left = others()
+            return not left or not (live_from(left, without=owner) & set(left))
+
+        return Waiter("the drain of the bus", ready, self._enlist_drain, LENIENT, others)
+
+    def _enlist_drain(self, waiter: Waiter, begin: bool) -> None:
+        if begin:
+            self.drains.append(waiter)
+        elif waiter in self.drains:
+            self.drains.remove(waiter)
+
+    def _new_epoch(self) -> list[Epoch]:
+        self.old_epochs = [epoch for epoch in self.old_epochs if epoch.open]
+        self.old_epochs.append(self.epoch)
+        self.epoch = Epoch()
+        return list(self.old_epochs)
+
+    def recheck(self) -> None:
+        """In a step: who waits for whom has changed; drains within handlers leave out what waits for them."""
+        if self.drains:
+            notify(self, self.drains)
+
+    def refuse_on_loop(self, waiter: Waiter, call: str) -> None:
+        """Raise DeadlockError if waiting here would block a running event loop's own thread."""
+        if primitives.running_loop() is not None and not self.look(waiter.ready):
+            raise DeadlockError(
+                f"{call} would block the event loop that runs in this thread; await it on an AsyncEventBus instead"
+            )
+
+    def refuse_close_on_loop(self) -> None:
+        """As above, for a close that would have something to wait for."""
+        if primitives.running_loop() is not None and self.look(self._all_unsettled):
+            raise DeadlockError(
+                "close() would block the event loop that runs in this thread; await it on an AsyncEventBus, or close(0)"
+            )
+
+    def _all_unsettled(self) -> list[Delivery]:
+        return [each for box in self._all_boxes() for each in box.unsettled()]
+
+    def _all_boxes(self) -> list[Mailbox]:
+        return [*self.registry.boxes.values(), *self.leftovers.values()]
+
+    def unsettled_names(self) -> str:
+        """For messages: what a drain still waits for."""
+        names = dict.fromkeys(each.label() for each in self.look(self._all_unsettled) if each.epoch is not None)
+        shown = ", ".join(list(names)[:10])
+        return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown or "nothing any more"
+
+    def drain(self, timeout: float | None) -> None:
+        """Wait in this thread until what was accepted before the call is settled."""
+        waiter = self.drain_waiter(primitives.get_ident())
+        self.refuse_on_loop(waiter, "drain()")
+        if not sleep(self, waiter, timeout):
+            raise EventTimeoutError(f"after {timeout:g} s the bus {self.name!r} still has: {self.unsettled_names()}")
+
+    # Closing
+
+    def close(self, timeout: float | None) -> CloseReport:
+        """Drain, then end everything, waiting in this thread."""
+        actor = primitives.get_ident()
+        try:
+            if self.monitor.run(self.begin_close):
+                return self.closed_report or CloseReport()
+        except Interrupted:
+            # The interrupted step holds what a close has to wait for: let a thread of its own do it.
+            self.monitor.defer(lambda: self._close_elsewhere(timeout))
+            return CloseReport()
+        waiter = self.drain_waiter(actor)
+        try:
+            sleep(self, waiter, timeout)
+        except DispatcherError:
+            pass  # nobody can run what is left
+        return self.end_close(actor)
+
+    def _close_elsewhere(self, timeout: float | None) -> None:
+        primitives.start_thread(lambda: self.close(timeout), f"{self.name}-close")
+
+    def begin_close(self) -> bool:
+        """In a step: from here on nothing comes in from outside. Tells whether the bus is closed already."""
+        if self.state == OPEN:
+            self.state = CLOSING
+            for box in self._all_boxes():
+                if box.executor is None and not box.inline:
+                    self.cancel_pending(box)
+        return self.state == CLOSED
+
+    def end_close(self, actor: Any) -> CloseReport:
+        """The second step of a close, whether drained or out of time; waits for idle threads to end."""
+        workers = self.monitor.run(self._end_close, running_here(actor))
+        for worker in workers:
+            if worker.thread is not None and worker.delivery is None:
+                primitives.join_thread(worker.thread, 1.0)
+        timer = self.timer.thread
+        if timer is not None:
+            primitives.join_thread(timer, 1.0)
+        assert self.closed_report is not None
+        return self.closed_report
+
+    def _end_close(self, owner: Delivery | None) -> list[Worker]:
+        if self.state != CLOSED:
+            self.state = CLOSED
+            mine = chain_of(owner)
+            # What waits for the caller's own handler goes on when that has returned.
+            spared = set(mine)
+            if owner is not None:
+                everything = self._all_unsettled()
+                spared.update(set(everything) - live_from(everything, without=owner))
+            cancelled = 0
+            stuck: list[str] = []
+            for box in self._all_boxes():
+                for delivery in list(box.running):
+                    if delivery not in spared:
+                        stuck.extend(delivery.worker.abandon(delivery) if delivery.worker is not None else [box.name])
+                        if delivery.state is not SETTLED:
+                            self.settle(delivery, Status.CANCELLED, None, None)
+                            cancelled += 1
+                cancelled += self.cancel_pending(box)
+                if box.state != ENDED:
+                    box.state = ACTIVE
+                    self._cancel(box, False)
+            self.closed_report = CloseReport(cancelled, tuple(stuck))
+            for executor in self.executors:
+                executor.close()
+            self.executors = []
+            self.timer.stop()
+        return self.dispatcher.stop()
+
+    def finish_at_exit(self) -> None:
+        """The interpreter exits: run what is pending for plain functions, for as long as ``exit_timeout``."""
+        lost = self.monitor.run(self._drop_loops)
+        busy = self.look(self._all_unsettled)
+        report = self.close(self.options.exit_timeout)
+        lost += report.cancelled
+        if busy and lost:
+            log.warning("the bus %r cancelled %d deliveries because the interpreter exits", self.name, lost)
+
+    def _drop_loops(self) -> int:
+        lost = 0
+        for box in self._all_boxes():
+            if box.executor is not None and box.executor is not self.dispatcher:
+                lost += self.cancel_pending(box)
+                for delivery in box.running:
+                    if delivery.state is not SETTLED:
+                        lost += 1
+                        self.settle(delivery, Status.CANCELLED)
+        return lost
+
+    # Fork
+
+    def after_fork(self) -> None:
+        """In a forked child, whose only thread this is: registrations stay, everything in motion is cancelled."""
+        state = self.state
+        events = self.events
+        boxes = self._all_boxes()
+        self.monitor.renew()
+        self.drains, self.waiting = [], {}
+        for box in boxes:
+            for delivery in box.unsettled():
+                delivery.epoch = delivery.deadline = None
+                delivery.receipt._accepting = 0
+                self.settle(delivery, Status.CANCELLED)
+        self.timer.renew()
+        self.dispatcher.renew()
+        executors = self.executors
+        drains = self.drains
+        self.renew()
+        del events, drains
+        for box in boxes:
+            box.renew()
+        self.ended_totals = [0] * 7
+        self.ended_latencies = (Histogram(), Histogram())
+        for executor in executors:
+            executor.after_fork()
+        self.registry.renew()
+        for box in list(self.registry.boxes.values()):
+            if box.state != ACTIVE:
+                self.registry.remove(box)
+            elif box.options.lane is not None:
+                box.lane = self.lanes.setdefault(box.options.lane, Lane(box.options.lane))
+                box.lane.members += 1
+        if state != OPEN:
+            self.state = CLOSED
+            self.closed_report = CloseReport()
+        self.monitor.flush()
+
+    # Looking
+
+    def look(self, read: Callable[..., T], *args: Any) -> T:
+        """Read (or decide) in a step; a call that interrupts one sees what that one has done so far."""
+        try:
+            return self.monitor.run(read, *args)
+        except Interrupted:
+            return read(*args)
+
+    def stats(self) -> BusStats:
+        """In a step: the picture of this instant."""
+        sums = list(self.ended_totals)
+        pending = running = 0
+        wait, run = Histogram(), Histogram()
+        wait.merge(self.ended_latencies[0])
+        run.merge(self.ended_latencies[1])
+        rows: dict[int, SubscriptionStats] = {}
+        for box in self._all_boxes():
+            row = box.stats()
+            if box.state == ACTIVE:
+                rows[box.id] = row
+            sums[0] += row.deliveries
+            for index, count in enumerate(box.counts, 1):
+                sums[index] += count
+            pending += row.pending
+            running += row.running
+            if box.latencies is not None:
+                wait.merge(box.latencies[0])
+                run.merge(box.latencies[1])
+        totals = SubscriptionStats(sums[0], pending, running, *sums[1:], wait=wait.latency(), run=run.latency())
+        return BusStats(self.events, totals, rows, self.registry.emits(), self.dispatcher.stats())
+
+    def prepare(
+        self,
+        topics: Any,
+        handler: Any,
+        given: Mapping[str, Any],
+        *,
+        coroutines: bool = False,
+    ) -> tuple[tuple[str, ...], HandlerSpec, Options]:
+        """Check a registration, changing nothing: the patterns, what the handler is, the options (G17)."""
+        patterns = check_patterns(topics)
+        spec = describe(handler, payload=given.get("payload", UNSET), topics=topic_models(topics))
+        if spec.is_async and not coroutines:
+            raise HandlerTypeError(
+                f"{spec.name} is a coroutine handler, which needs an event loop; register it on"
+                " eventbus_async.AsyncEventBus(bus), the asyncio face of this bus"
+            )
+        return patterns, spec, check_options(self.defaults, given, is_async=spec.is_async)
+
+    def find(self, topic: str) -> list[Mailbox]:
+        """In a step: the mailboxes that are registered under exactly this topic or pattern."""
+        return [box for box in self.registry.boxes.values() if topic in box.patterns]
+
+
+_Key = tuple[Any, "BaseException | None"]
+
+
+class _KeysWanted(Exception):
+    """Key functions have to be asked, outside of the step, before an emit can take effect."""
+
+    def __init__(self, boxes: list[Mailbox]) -> None:
+        super().__init__()
+        self.boxes = boxes
+
+
+def chain_of(delivery: Delivery | None) -> set[Delivery]:
+    """A running delivery and those on whose stack it runs inline."""
+    found: set[Delivery] = set()
+    while delivery is not None:
+        found.add(delivery)
+        delivery = delivery.outer
+    return found
+
+
+__all__ += ["chain_of"]

@@ -1,0 +1,499 @@
+"""The mailbox of one subscription: its pending deliveries, its policy when full, its running calls, its counts.
+
+Guarantees: order of admission (G4), at most ``concurrency`` running, one a key (G20), a bound with a policy (G9); every
+delivery that comes in is counted once and settled once (G3).
+
+Owner: the bus's monitor, all of it. Methods are called in steps only; they decide, and leave wake-ups to ``after``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any
+
+from .._errors import MailboxFullError
+from .._values.stats import Status, SubscriptionStats
+from .delivery import LINED, PENDING, RUNNING, SETTLED
+from .latency import Histogram
+from .waits import notify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .._values.handler import HandlerSpec
+    from .._values.options import Options
+    from .delivery import Delivery
+    from .dispatcher import Executor
+    from .engine import Engine
+    from .lane import Lane
+    from .subscription import Subscription
+    from .waits import Waiter
+
+__all__ = ["ACTIVE", "DRAINING", "ENDED", "NEW", "KeyedMailbox", "Mailbox"]
+
+# The states of a subscription, in order.
+NEW, ACTIVE, DRAINING, ENDED = range(4)
+
+_COUNTER = {
+    Status.DELIVERED: 0,
+    Status.FAILED: 1,
+    Status.TIMED_OUT: 2,
+    Status.CANCELLED: 3,
+    Status.DROPPED: 4,
+    Status.REJECTED: 5,
+}
+
+
+class Mailbox:
+    """First in, first out. See :class:`KeyedMailbox` for order per key."""
+
+    __slots__ = (
+        "closer",  # called, outside of the step, when the subscription ends
+        "concurrency",
+        "counts",  # the six outcomes, in the order of _COUNTER
+        "deliveries",
+        "engine",
+        "executor",  # who runs the handler; None while it is unbound
+        "handle",
+        "home",  # who wants it back when its loop closes (the facade's binding), or None
+        "id",
+        "info",
+        "inline",
+        "key",
+        "lane",
+        "latencies",
+        "limit",
+        "line",  # waits for space, in order; None until needed
+        "name",
+        "observer",
+        "options",
+        "patterns",
+        "pending",
+        "plain",  # admission is nothing but an append
+        "queued",  # stands in its executor's ready queue
+        "raw",  # the handler wants the receipt itself: streams and recorders
+        "running",
+        "slow",  # was seen blocking a worker
+        "spec",
+        "state",
+        "timeout",
+        "waiters",  # waits for calls to end
+    )
+
+    def __init__(
+        self, engine: Engine, number: int, patterns: tuple[str, ...], spec: HandlerSpec, options: Options, raw: bool
+    ) -> None:
+        self.engine = engine
+        self.id = number
+        self.patterns = patterns
+        self.spec: HandlerSpec | None = spec
+        self.options = options
+        self.name = options.name or spec.name
+        self.info = (number, self.name)
+        self.raw = raw
+        self.inline = options.inline
+        self.observer = options.observer
+        self.concurrency = options.concurrency
+        self.timeout = options.timeout
+        self.key: Callable[[Any], Any] | None = options.key
+        self.limit = options.max_pending
+        self.lane: Lane | None = None
+        self.executor: Executor | None = None
+        self.home: Any = None
+        self.handle: Subscription | None = None
+        self.closer: Callable[[], None] | None = None
+        self.state = NEW
+        self.queued = False
+        self.slow = False
+        self.plain = False
+        self.pending: deque[Delivery] | None = None
+        self.line: deque[Delivery] | None = None
+        self.running: list[Delivery] = []
+        self.waiters: list[Waiter] = []
+        self.deliveries = 0
+        self.counts = [0, 0, 0, 0, 0, 0]
+        self.latencies: tuple[Histogram, Histogram] | None = None
+
+    # Binding
+
+    def attach(self, executor: Executor | None) -> None:
+        """Say who runs the handler; what waited for it becomes ready, or unbound."""
+        self.executor = executor
+        plain = self.lane is None and self.options.overflow != "latest" and not self.inline
+        self.plain = executor is not None and plain
+        for delivery in self.unsettled():
+            self._recount(delivery, executor is not None)
+        if self.pending is None:
+            self.pending = deque()
+        if executor is not None:
+            if self.lane is not None:
+                for delivery in self.queue():
+                    self.lane.join(delivery)
+            self.schedule()
+
+    def _recount(self, delivery: Delivery, bound: bool) -> None:
+        # Drains do not wait for unbound handlers, so their deliveries belong to no epoch.
+        engine = self.engine
+        if delivery.epoch is not None:
+            engine.leave_epoch(delivery)
+        if bound:
+            delivery.epoch = engine.epoch
+            delivery.epoch.open += 1
+
+    # Admission
+
+    def offer(self, delivery: Delivery) -> None:
+        """Admit a delivery, or do what the policy says when there is no room."""
+        if self.line or not self.room(delivery):
+            self._overflow(delivery)
+        else:
+            self.admit(delivery)
+
+    def admit(self, delivery: Delivery) -> None:
+        """Into the mailbox, at its end."""
+        delivery.state = PENDING
+        self.push(delivery)
+        if self.lane is not None:
+            if self.executor is not None:
+                self.lane.join(delivery)
+                self.lane.offer()
+        elif not self.queued:
+            self.schedule()
+
+    def _overflow(self, delivery: Delivery) -> None:
+        policy = self.options.overflow
+        if policy == "latest" and self.replace(delivery):
+            return
+        if policy == "drop_newest":
+            self.engine.settle(delivery, Status.DROPPED)
+        elif policy == "drop_oldest":
+            oldest = self.oldest()
+            if oldest is None:
+                self.engine.settle(delivery, Status.DROPPED)
+            else:
+                self.discard(oldest)
+                self.engine.settle(oldest, Status.DROPPED)
+                self.admit(delivery)
+        elif policy != "block" or delivery.receipt._topic.startswith("bus/"):
+            if delivery.receipt._topic.startswith("bus/"):
+                self.engine.settle(delivery, Status.DROPPED)
+            else:
+                self.reject(delivery, f"the mailbox of {self.name} is full ({self.limit} pending)")
+        elif self.executor is None:
+            self.reject(delivery, f"the mailbox of {self.name} is full ({self.limit} pending) and no loop runs it yet")
+        else:
+            self._line_up(delivery)
+
+    def _line_up(self, delivery: Delivery) -> None:
+        line = self.line
+        if line is None:
+            line = self.line = deque()
+        most = self.options.max_waiting
+        if most is not None and len(line) >= most:
+            self.reject(delivery, f"the mailbox of {self.name} is full and its waiting line too ({most} waiting)")
+            return
+        delivery.state = LINED
+        delivery.receipt._accepting += 1
+        line.append(delivery)
+        patience = self.options.block_timeout
+        if patience is not None:
+            delivery.deadline = self.engine.timer.at(patience, lambda: self._impatient(delivery))
+
+    def _impatient(self, delivery: Delivery) -> None:
+        if delivery.state is LINED:
+            self.leave_line(delivery)
+            self.reject(
+                delivery,
+                f"no room in the mailbox of {self.name} within block_timeout={self.options.block_timeout:g} s",
+            )
+
+    def leave_line(self, delivery: Delivery) -> None:
+        """Take a delivery out of the waiting line; the caller settles or admits it."""
+        assert self.line is not None
+        self.line.remove(delivery)
+        self._accepted(delivery)
+
+    def _accepted(self, delivery: Delivery) -> None:
+        receipt = delivery.receipt
+        receipt._accepting -= 1
+        if self.options.block_timeout is not None:
+            self.engine.timer.forget(delivery.deadline)
+        if receipt._accepting == 0 and receipt._waiters:
+            notify(self.engine, receipt._waiters)
+
+    def reject(self, delivery: Delivery, why: str) -> None:
+        """No room: settle this delivery, tell whoever wants to hear of errors."""
+        error = MailboxFullError(f"{why}; the delivery of {delivery.receipt._topic!r} was rejected")
+        self.engine.report(delivery, error, "mailbox")
+        self.engine.settle(delivery, Status.REJECTED, None, error)
+
+    def reject_stuck(self, delivery: Delivery, cycle: tuple[str, ...]) -> None:
+        """Waiting for this space would close a cycle of waits (G8): reject that one delivery."""
+        self.leave_line(delivery)
+        self.reject(delivery, f"waiting for space in the mailbox of {self.name} would never end: {' -> '.join(cycle)}")
+
+    def refill(self) -> None:
+        """Admit from the waiting line what fits now, in order."""
+        line = self.line
+        while line and self.room(line[0]):
+            delivery = line.popleft()
+            self._accepted(delivery)
+            self.admit(delivery)
+
+    # Claiming
+
+    def schedule(self) -> None:
+        """Stand in the executor's ready queue if something can be claimed."""
+        if not self.queued and self.executor is not None and self.claimable():
+            self.queued = True
+            self.executor.push(self)
+
+    def claimable(self) -> bool:
+        """Whether a delivery could begin right now."""
+        if len(self.running) >= self.concurrency or not self.has_pending():
+            return False
+        if self.lane is not None:
+            following = self.lane.next()
+            return following is not None and following.box is self
+        return True
+
+    def claim(self) -> Delivery | None:
+        """Begin the next delivery: from here on it counts as running. The caller must run it and then finish it."""
+        if not self.claimable():
+            return None
+        delivery = self.pop()
+        if self.lane is not None:
+            self.lane.claim(delivery)
+        delivery.state = RUNNING
+        self.running.append(delivery)
+        if self.line:
+            self.refill()
+        return delivery
+
+    def finish(self, delivery: Delivery) -> None:
+        """The handler's call has ended and its delivery is settled: make room for what follows."""
+        if delivery not in self.running:
+            return  # a fork has cut this call off
+        self.running.remove(delivery)
+        self.free(delivery)
+        delivery.release()
+        if self.waiters:
+            notify(self.engine, self.waiters)
+        if self.lane is not None:
+            self.lane.release(delivery)
+        if self.state is not ACTIVE:
+            self.engine.ripen(self)
+
+    def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
+        """For the wait graph: of each group one must end before this pending delivery can begin."""
+        groups: list[list[Delivery]] = []
+        if self.executor is not None:
+            if len(self.running) >= self.concurrency:
+                groups.append(list(self.running))
+            if self.lane is not None and self.lane.holder is not None:
+                groups.append([self.lane.holder])
+        return groups
+
+    # The order of what is pending: what KeyedMailbox does differently.
+
+    def room(self, delivery: Delivery) -> bool:
+        """Whether it can be admitted under the bound."""
+        assert self.pending is not None
+        if self.options.overflow == "latest":
+            return not self.pending
+        return self.limit is None or len(self.pending) < self.limit
+
+    def push(self, delivery: Delivery) -> None:
+        """Append to the pending ones."""
+        assert self.pending is not None
+        self.pending.append(delivery)
+
+    def pop(self) -> Delivery:
+        """Take the next one to run."""
+        assert self.pending is not None
+        return self.pending.popleft()
+
+    def has_pending(self) -> bool:
+        """Whether :meth:`pop` has something to give."""
+        return bool(self.pending)
+
+    def oldest(self) -> Delivery | None:
+        """The pending delivery that was admitted first."""
+        return self.pending[0] if self.pending else None
+
+    def discard(self, delivery: Delivery) -> None:
+        """Take a pending delivery out; the caller settles it."""
+        assert self.pending is not None
+        self.pending.remove(delivery)
+
+    def replace(self, delivery: Delivery) -> bool:
+        """Under "latest": put it in the place of the pending one that it makes obsolete, if there is one."""
+        older = self.oldest()
+        if older is None:
+            return False
+        self.discard(older)
+        self.engine.settle(older, Status.DROPPED)
+        self.admit(delivery)
+        return True
+
+    def free(self, delivery: Delivery) -> None:
+        """The call of this delivery has ended."""
+
+    def queue(self) -> Iterator[Delivery]:
+        """The pending ones, in order."""
+        return iter(tuple(self.pending or ()))
+
+    def size(self) -> int:
+        """How many are pending, those in line not counted."""
+        return len(self.pending) if self.pending else 0
+
+    # Looking
+
+    def unsettled(self) -> list[Delivery]:
+        """All that is not settled: running, pending, in line."""
+        found = [each for each in self.running if each.state is not SETTLED]
+        found.extend(self.queue())
+        found.extend(self.line or ())
+        return found
+
+    def idle(self) -> bool:
+        """Whether nothing is pending, in line or running."""
+        return not self.running and not self.line and not self.size()
+
+    def count(self, status: Status) -> None:
+        """One more outcome."""
+        self.counts[_COUNTER[status]] += 1
+
+    def sample(self, wait: float, run: float) -> None:
+        """Note a sampled latency."""
+        if self.latencies is None:
+            self.latencies = Histogram(), Histogram()
+        self.latencies[0].add(wait)
+        self.latencies[1].add(run)
+
+    def stats(self) -> SubscriptionStats:
+        """The counts at this instant."""
+        pending = self.size() + len(self.line or ())
+        running = sum(each.state is not SETTLED for each in self.running)
+        wait, run = self.latencies or (Histogram(), Histogram())
+        return SubscriptionStats(
+            self.deliveries, pending, running, *self.counts, wait=wait.latency(), run=run.latency()
+        )
+
+    def renew(self) -> None:
+        """In a forked child: nothing pending, nothing running, no counts. What was unsettled is cancelled already."""
+        self.queued = self.slow = False
+        self.pending = deque()
+        self.line = None
+        self.running = []
+        self.waiters = []
+        self.deliveries = 0
+        self.counts = [0, 0, 0, 0, 0, 0]
+        self.latencies = None
+        self.lane = None
+
+
+class KeyedMailbox(Mailbox):
+    """Order per key, up to ``concurrency`` keys at once; one running call a key."""
+
+    __slots__ = ("busy", "by_key", "held", "order", "ready")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.by_key: dict[Any, deque[Delivery]] = {}
+        self.busy: dict[Any, Delivery] = {}
+        self.ready: OrderedDict[Any, None] = OrderedDict()  # keys with something pending and nothing running
+        self.held = 0
+        # In order of admission; those that are pending no more are passed over, and swept out now and then.
+        self.order: deque[Delivery] = deque()
+
+    def attach(self, executor: Executor | None) -> None:
+        super().attach(executor)
+        self.plain = False
+
+    def renew(self) -> None:
+        super().renew()
+        self.by_key, self.busy = {}, {}
+        self.ready.clear()
+        self.order.clear()
+        self.held = 0
+
+    def room(self, delivery: Delivery) -> bool:
+        if self.options.overflow == "latest":
+            # The bound is one of keys, and a key holds one.
+            return delivery.key not in self.by_key and (self.limit is None or len(self.by_key) < self.limit)
+        return self.limit is None or self.held < self.limit
+
+    def push(self, delivery: Delivery) -> None:
+        key = delivery.key
+        waiting = self.by_key.get(key)
+        if waiting is None:
+            waiting = self.by_key[key] = deque()
+            if key not in self.busy:
+                self.ready[key] = None
+        waiting.append(delivery)
+        self.held += 1
+        self.order.append(delivery)
+        if len(self.order) > 2 * self.held + 64:
+            self.order = deque(self.queue())
+
+    def pop(self) -> Delivery:
+        if self.lane is None:
+            key = next(iter(self.ready))
+        else:
+            following = self.lane.next()
+            assert following is not None
+            key = following.key
+        delivery = self.by_key[key][0]
+        self.discard(delivery)
+        self.ready.pop(key, None)
+        self.busy[key] = delivery
+        return delivery
+
+    def has_pending(self) -> bool:
+        return bool(self.ready)
+
+    def oldest(self) -> Delivery | None:
+        order = self.order
+        while order and order[0].state is not PENDING:
+            order.popleft()
+        return order[0] if order else None
+
+    def discard(self, delivery: Delivery) -> None:
+        key = delivery.key
+        waiting = self.by_key[key]
+        waiting.remove(delivery)
+        self.held -= 1
+        if not waiting:
+            del self.by_key[key]
+            self.ready.pop(key, None)
+
+    def replace(self, delivery: Delivery) -> bool:
+        waiting = self.by_key.get(delivery.key)
+        if not waiting:
+            return False
+        older = waiting[0]
+        self.discard(older)
+        self.engine.settle(older, Status.DROPPED)
+        self.admit(delivery)
+        return True
+
+    def free(self, delivery: Delivery) -> None:
+        key = delivery.key
+        if self.busy.get(key) is delivery:
+            del self.busy[key]
+            if key in self.by_key:
+                self.ready[key] = None
+
+    def queue(self) -> Iterator[Delivery]:
+        return iter([each for each in self.order if each.state is PENDING])
+
+    def size(self) -> int:
+        return self.held
+
+    def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
+        groups = super().blockers(delivery)
+        holder = self.busy.get(delivery.key)
+        if self.executor is not None and holder is not None:
+            groups.append([holder])
+        return groups

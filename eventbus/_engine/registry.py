@@ -1,0 +1,212 @@
+"""Which mailboxes an emit reaches: exact topics in a dictionary, patterns in a trie, and a route per topic.
+
+Guarantees: a :class:`Route` is immutable but for its counter; registration swaps it, an emit only looks it up, so its
+cost does not depend on how many other topics and subscriptions there are. What is remembered for topics that nobody
+names is bounded.
+
+Owner: everything here is changed under the bus's monitor. ``Registry.routes`` may be read without it (one dictionary
+look-up, atomic on every build) by those who check again inside a step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .mailbox import Mailbox
+
+__all__ = ["Registry", "Route", "Tally"]
+
+ROUTES_REMEMBERED = 8192
+TOPICS_COUNTED = 1024
+OTHER = "other"
+
+
+class Tally:
+    """The number of emits of one topic, or of all that share a row."""
+
+    __slots__ = ("emits",)
+
+    def __init__(self) -> None:
+        self.emits = 0
+
+
+class Route:
+    """What an emit of one topic reaches, in order of registration."""
+
+    __slots__ = ("boxes", "counted", "generation", "inline", "keyed", "tally")
+
+    def __init__(self, boxes: tuple[Mailbox, ...], tally: Tally, generation: int) -> None:
+        self.boxes = boxes
+        self.tally = tally
+        self.generation = generation
+        self.counted = sum(not box.observer for box in boxes)
+        self.inline = any(box.inline for box in boxes)
+        self.keyed = any(box.key is not None for box in boxes)
+
+
+class Node:
+    """One level of the patterns' trie."""
+
+    __slots__ = ("children", "here", "tail")
+
+    def __init__(self) -> None:
+        self.children: dict[str, Node] = {}
+        self.here: dict[int, Mailbox] = {}  # patterns that end at this level
+        self.tail: dict[int, Mailbox] = {}  # patterns that end in "**" below it
+
+
+class Exact:
+    """The subscriptions that name one topic exactly."""
+
+    __slots__ = ("boxes", "tally")
+
+    def __init__(self) -> None:
+        self.boxes: dict[int, Mailbox] = {}
+        self.tally = Tally()
+
+
+class Registry:
+    """All active mailboxes of a bus, and the way from a topic to those that it reaches."""
+
+    __slots__ = ("_exact", "_generation", "_other", "_root", "_tallies", "boxes", "routes")
+
+    def __init__(self) -> None:
+        self.boxes: dict[int, Mailbox] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._other = Tally()
+        self.renew()
+
+    def renew(self) -> None:
+        """Build everything anew from ``boxes``: in a forked child a half-done registration may have been cut off."""
+        self._exact: dict[str, Exact] = {}
+        self._root = Node()
+        self._generation = 0
+        self.routes: dict[str, Route] = {}
+        for box in list(self.boxes.values()):
+            self.add(box)
+
+    def add(self, box: Mailbox) -> None:
+        """Register a mailbox under all of its patterns. O(levels)."""
+        self.boxes[box.id] = box
+        for pattern in box.patterns:
+            if "*" in pattern:
+                self._generation += 1  # every remembered route may be out of date; each is looked at when next used
+                self._place(pattern)[box.id] = box
+            else:
+                exact = self._exact.get(pattern)
+                if exact is None:
+                    exact = self._exact[pattern] = Exact()
+                    known = self._tallies.pop(pattern, None)
+                    if known is not None:
+                        exact.tally = known
+                exact.boxes[box.id] = box
+                self.routes.pop(pattern, None)
+
+    def remove(self, box: Mailbox) -> bool:
+        """Take a mailbox out; tells whether it was in. O(levels)."""
+        if self.boxes.pop(box.id, None) is None:
+            return False
+        for pattern in box.patterns:
+            if "*" in pattern:
+                self._generation += 1
+                self._prune(pattern, box.id)
+            else:
+                self.routes.pop(pattern, None)
+                exact = self._exact.get(pattern)
+                if exact is not None:
+                    exact.boxes.pop(box.id, None)
+                    if not exact.boxes:
+                        del self._exact[pattern]
+                        if exact.tally.emits and len(self._tallies) < TOPICS_COUNTED:
+                            self._tallies[pattern] = exact.tally
+                        else:
+                            self._other.emits += exact.tally.emits
+        return True
+
+    def route(self, topic: str) -> Route:
+        """The route of a topic: the remembered one if it still holds, else made and remembered."""
+        route = self.routes.get(topic)
+        if route is not None and route.generation == self._generation:
+            return route
+        found: dict[int, Mailbox] = {}
+        exact = self._exact.get(topic)
+        if exact is not None:
+            found.update(exact.boxes)
+        self._match(topic.split("/"), found)
+        if len(self.routes) >= ROUTES_REMEMBERED:
+            self.routes = {}
+        boxes = tuple(found[number] for number in sorted(found))
+        route = self.routes[topic] = Route(boxes, exact.tally if exact else self._tally(topic), self._generation)
+        return route
+
+    def reaches(self, topic: str) -> bool:
+        """Whether an emit of the topic would reach anything."""
+        return bool(self.route(topic).boxes)
+
+    def topics(self) -> tuple[str, ...]:
+        """Every topic and pattern that somebody is registered for, sorted."""
+        return tuple(sorted({pattern for box in self.boxes.values() for pattern in box.patterns}))
+
+    def emits(self) -> dict[str, int]:
+        """Emits per topic; those beyond the table in the row "other"."""
+        rows = {topic: tally.emits for topic, tally in self._tallies.items()}
+        rows.update((topic, exact.tally.emits) for topic, exact in self._exact.items())
+        if self._other.emits:
+            rows[OTHER] = rows.get(OTHER, 0) + self._other.emits
+        return rows
+
+    def _tally(self, topic: str) -> Tally:
+        tally = self._tallies.get(topic)
+        if tally is None:
+            if len(self._tallies) >= TOPICS_COUNTED:
+                return self._other
+            tally = self._tallies[topic] = Tally()
+        return tally
+
+    def _place(self, pattern: str) -> dict[int, Mailbox]:
+        node = self._root
+        *path, last = pattern.split("/")
+        for level in path:
+            node = node.children.setdefault(level, Node())
+        if last == "**":
+            return node.tail
+        return node.children.setdefault(last, Node()).here
+
+    def _prune(self, pattern: str, number: int) -> None:
+        *path, last = pattern.split("/")
+        if last != "**":
+            path.append(last)
+        nodes = [self._root]
+        for level in path:
+            nodes.append(nodes[-1].children[level])
+        (nodes[-1].tail if last == "**" else nodes[-1].here).pop(number, None)
+        for parent, level, node in zip(reversed(nodes[:-1]), reversed(path), reversed(nodes[1:]), strict=True):
+            if node.children or node.here or node.tail:
+                break
+            del parent.children[level]
+
+    def _match(self, levels: list[str], found: dict[int, Mailbox]) -> None:
+        reserved = levels[0] == "bus" and len(levels) > 1
+        nodes: list[Node] = [self._root]
+        for depth, level in enumerate(levels):
+            below: list[Node] = []
+            for node in nodes:
+                if not (reserved and depth == 0):
+                    found.update(node.tail)
+                    below.extend(_children(node, "*"))
+                below.extend(_children(node, level))
+            nodes = below
+            if not nodes:
+                return
+        for node in nodes:
+            found.update(node.here)
+            found.update(node.tail)
+
+
+def _children(node: Node, level: str) -> Iterator[Node]:
+    child = node.children.get(level)
+    if child is not None:
+        yield child

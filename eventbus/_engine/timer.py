@@ -1,0 +1,116 @@
+"""Deadlines of one bus: a heap, and a thread that exists only while there is something to wait for.
+
+Owner: the bus's monitor. Callbacks run in a step, so they are short and run no user code.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any
+
+from . import primitives
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from .monitor import Monitor
+
+__all__ = ["Timer"]
+
+LINGER = 1.0  # seconds that the thread stays without an entry
+_NEVER = float("inf")
+
+# [due, number, callback or None once forgotten]
+Entry = list[Any]
+
+
+class Timer:
+    """Calls back, in a step, at or after a given time."""
+
+    __slots__ = ("_heap", "_monitor", "_name", "_number", "_sleeper", "_until", "ident", "thread")
+
+    def __init__(self, monitor: Monitor, name: str) -> None:
+        self._monitor = monitor
+        self._name = name
+        self.renew()
+
+    def renew(self) -> None:
+        """No entries, no thread: at birth and in a forked child."""
+        self._heap: list[Entry] = []
+        self._number = 0
+        self._sleeper = primitives.Sleeper()
+        self._until = 0.0  # when the thread will look next; 0.0: it is awake, or there is none
+        self.ident = 0
+        self.thread: threading.Thread | None = None
+
+    def at(self, delay: float, callback: Callable[[], None]) -> Entry:
+        """In a step: call back in ``delay`` seconds."""
+        self._number += 1
+        entry: Entry = [primitives.monotonic() + delay, self._number, callback]
+        heapq.heappush(self._heap, entry)
+        if self.ident == 0:
+            self.ident = -1
+            self._monitor.after.append(self._start)
+        elif entry[0] < self._until:
+            self._until = 0.0
+            self._monitor.after.append(self._sleeper.wake)
+        return entry
+
+    def forget(self, entry: Entry | None) -> None:
+        """In a step: an entry is not wanted any more."""
+        if entry is not None:
+            entry[2] = None
+            while self._heap and self._heap[0][2] is None:
+                heapq.heappop(self._heap)
+            if len(self._heap) > 64 and sum(each[2] is None for each in self._heap) * 2 > len(self._heap):
+                self._heap = [each for each in self._heap if each[2] is not None]
+                heapq.heapify(self._heap)
+
+    def stop(self) -> None:
+        """In a step: the thread ends as soon as it can."""
+        self._heap.clear()
+        if self.ident > 0:
+            self._until = -1.0
+            self._monitor.after.append(self._sleeper.wake)
+
+    def _start(self) -> None:
+        if self.ident != -1:
+            return
+        try:
+            thread = primitives.start_thread(self._run, f"{self._name}-timer")
+        except RuntimeError:
+            self._monitor.run(self._failed)
+        else:
+            self.thread = thread
+
+    def _failed(self) -> None:
+        self.ident = 0  # the next entry tries again
+
+    def _run(self) -> None:
+        self._monitor.run(self._begin)
+        while True:
+            delay = self._monitor.run(self._tick)
+            if delay is None:
+                return
+            self._sleeper.sleep(delay)
+
+    def _begin(self) -> None:
+        self.ident = primitives.get_ident()
+
+    def _tick(self) -> float | None:
+        """Run what is due; the seconds until the next look, or None to end the thread."""
+        now = primitives.monotonic()
+        stopping = self._until < 0
+        idle = not self._heap and 0 < self._until <= now
+        while self._heap and self._heap[0][0] <= now:
+            callback = heapq.heappop(self._heap)[2]
+            if callback is not None:
+                callback()
+        if not self._heap and (stopping or idle):
+            self.ident = 0
+            self.thread = None
+            self._until = 0.0
+            return None
+        self._until = self._heap[0][0] if self._heap else now + LINGER
+        return self._until - now

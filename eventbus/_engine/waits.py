@@ -1,0 +1,217 @@
+"""Waiting inside the bus: who waits for what, and whether that can ever end.
+
+A :class:`Waiter` is a settle-once cell with one wake-up: a thread's sleeper, or what the facade gives. Its predicate is
+looked at in steps only; becoming true is the linearization point of the wait's end.
+
+A handler's own wait is an edge of the wait graph. When one begins, the deliveries that *can* end are found by
+reduction: those whose handlers do not wait, then those that wait only for such, and so on. A wait for one that is left
+over could never end (G8). Claims and settlings only ever make more of them able to end, so new waits, and emits that
+add to what a handler waits for, are the only moments to look.
+
+Owner: the bus's monitor, all of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .._errors import DeadlockError
+from . import primitives
+from .delivery import LINED, PENDING, running_here
+from .monitor import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .delivery import Delivery
+    from .engine import Engine
+
+__all__ = ["ALL", "ANY", "LENIENT", "Waiter", "begin", "end", "live_from", "notify", "sleep", "stuck_on"]
+
+# What a wait needs of its targets to end: all of them, any one of them, or only those that do not wait for the waiter.
+ALL, ANY, LENIENT = range(3)
+
+
+class Waiter:
+    """One wait of one thread or task."""
+
+    __slots__ = ("done", "enlist", "error", "mode", "owner", "ready", "targets", "text", "wake")
+
+    def __init__(
+        self,
+        text: str,
+        ready: Callable[[], bool],
+        enlist: Callable[[Waiter, bool], None],
+        mode: int,
+        targets: Callable[[], Iterable[Delivery]],
+    ) -> None:
+        self.text = text
+        self.ready = ready
+        self.enlist = enlist
+        self.mode = mode
+        self.targets = targets
+        self.done = False
+        self.error: DeadlockError | None = None
+        self.owner: Delivery | None = None
+        self.wake: Callable[[], None] = _nobody
+
+    def __repr__(self) -> str:
+        return f"<Waiter for {self.text}>"
+
+
+def _nobody() -> None:
+    """Nobody sleeps yet."""
+
+
+def notify(engine: Engine, waiters: Iterable[Waiter]) -> None:
+    """In a step: wake those of the waiters whose predicate has become true."""
+    for waiter in tuple(waiters):
+        if not waiter.done and waiter.ready():
+            waiter.done = True
+            engine.monitor.after.append(waiter.wake)
+
+
+def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) -> bool:
+    """In a step: enter a wait. Tells whether it has ended already. Raises DeadlockError if it never could."""
+    if waiter.ready():
+        waiter.done = True
+        return True
+    waiter.wake = wake
+    owner = waiter.owner = running_here(actor)
+    if owner is not None and owner.box.engine is engine:
+        if waiter.mode != LENIENT:
+            cycle = stuck_on(owner, waiter)
+            if cycle:
+                raise deadlock(waiter, cycle)
+        _mark(owner, waiter)
+        engine.waiting[waiter] = None
+        if owner.worker is not None:
+            owner.worker.enter_wait()
+    elif owner is not None and owner.worker is not None:
+        owner.worker.enter_wait()
+    waiter.enlist(waiter, True)
+    engine.recheck()
+    return False
+
+
+def end(engine: Engine, waiter: Waiter) -> bool:
+    """In a step: leave a wait, however it ended. Tells whether what was waited for has happened."""
+    waiter.enlist(waiter, False)
+    owner = waiter.owner
+    if owner is not None:
+        if engine.waiting.pop(waiter, 0) is None:
+            _mark(owner, None)
+        waiter.owner = None
+        if owner.worker is not None:
+            owner.worker.exit_wait()
+        engine.recheck()
+    return waiter.done
+
+
+def sleep(engine: Engine, waiter: Waiter, timeout: float | None, insist: bool = True) -> bool:
+    """Wait in this thread; tells whether it came true in time. Raises DeadlockError.
+
+    Insisting, it raises DispatcherError where no thread can be started for what it waits for.
+    """
+    sleeper = primitives.Sleeper()
+    monitor = engine.monitor
+    try:
+        if monitor.run(begin, engine, waiter, primitives.get_ident(), sleeper.wake):
+            return True
+    except Interrupted:
+        raise DeadlockError(
+            f"cannot wait for {waiter.text} here: the waiting code interrupted the bus in this very thread"
+        ) from None
+    try:
+        if timeout != 0:
+            if insist:
+                engine.dispatcher.assure()
+            sleeper.sleep(timeout)
+    finally:
+        done = monitor.run(end, engine, waiter)
+    if waiter.error is not None:
+        raise waiter.error
+    return done
+
+
+def deadlock(waiter: Waiter, cycle: list[str]) -> DeadlockError:
+    """The error for a wait that could never end."""
+    return DeadlockError(f"waiting for {waiter.text} here would never end: {' -> '.join(cycle)}", cycle)
+
+
+def _mark(owner: Delivery, waiter: Waiter | None) -> None:
+    # Inline handlers run on the stack of another handler, which waits as long as they do.
+    each: Delivery | None = owner
+    while each is not None:
+        each.waiter = waiter
+        each = each.outer
+
+
+def stuck_on(owner: Delivery, waiter: Waiter, target: Delivery | None = None) -> list[str]:
+    """The cycle by which ``owner``, if it waits thus, waits for itself; empty if the wait can end.
+
+    With a ``target``: whether that one, of all that the waiter waits for, can never end.
+    """
+    previous = owner.waiter
+    _mark(owner, waiter)
+    try:
+        live = live_from([owner] if target is None else [owner, target])
+        return [] if (target or owner) in live else _path(owner, live)
+    finally:
+        _mark(owner, previous)
+
+
+def live_from(start: list[Delivery], without: Delivery | None = None) -> set[Delivery]:
+    """Those of the deliveries reachable from ``start`` along waits that can still end.
+
+    With ``without``: those that can end though that one (and whoever it runs inline for) never does; here drains count
+    as waits like any other.
+    """
+    fixed: set[Delivery] = set()
+    while without is not None:
+        fixed.add(without)
+        without = without.outer
+    groups_of: dict[Delivery, list[list[Delivery]]] = {}
+    agenda = list(start)
+    while agenda:
+        each = agenda.pop()
+        if each not in groups_of:
+            groups = groups_of[each] = [[]] if each in fixed else _needs(each, strict=bool(fixed))
+            agenda.extend(other for group in groups for other in group)
+    live: set[Delivery] = set()
+    changed = True
+    while changed:
+        changed = False
+        for each, groups in groups_of.items():
+            if each not in live and all(any(other in live for other in group) for group in groups):
+                live.add(each)
+                changed = True
+    return live
+
+
+def _needs(each: Delivery, strict: bool = False) -> list[list[Delivery]]:
+    """What must end before this delivery can: of each group, one. An empty group can never be had."""
+    if each.state in (PENDING, LINED):
+        return each.box.blockers(each)
+    waiter = each.waiter
+    if each.box is None or waiter is None or waiter.done or (waiter.mode == LENIENT and not strict):  # pyright: ignore[reportUnnecessaryComparison]
+        return []  # nothing of the bus's holds it up
+    targets = list(waiter.targets())
+    return [targets] if waiter.mode == ANY else [[other] for other in targets]
+
+
+def _path(owner: Delivery, live: set[Delivery]) -> list[str]:
+    """Who waits for whom, from the owner along what cannot end until somebody comes twice."""
+    names = [owner.label()]
+    seen = {owner}
+    each = owner
+    while True:
+        dead = [group for group in _needs(each) if not any(other in live for other in group)]
+        following = next((other for group in dead for other in group if other not in seen), None)
+        if following is None:
+            repeated = next((other for group in dead for other in group), owner)
+            names.append(repeated.label())
+            return names
+        names.append(following.label())
+        seen.add(following)
+        each = following

@@ -1,0 +1,228 @@
+"""Scopes: what was begun through one ends with it (G22); and ``@handles``, which marks methods as handlers.
+
+Owner: a scope's ``_members`` and ``_over`` need no lock. Who adds appends first and looks at ``_over`` then; who ends
+sets ``_over`` first and empties the list then; so whatever the order, one of the two cancels the member. List and
+attribute operations are atomic on every build.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ._engine import primitives
+from ._errors import BusClosedError
+from ._values.options import check_timeout
+from ._values.topic import check_patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from ._bus import EventBus
+    from ._engine.subscription import Subscription
+    from ._stream import Stream
+
+__all__ = ["Member", "Scope", "ScopeCore", "handles", "marked_methods"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+M = TypeVar("M", bound="Member")
+
+_MARK = "__eventbus_handles__"
+
+
+class Member(Protocol):
+    """What a scope can end."""
+
+    @property
+    def active(self) -> bool: ...
+
+    def cancel(self, wait: bool = ..., timeout: float | None = ...) -> Any: ...
+
+
+class ScopeCore:
+    """The members of a scope, on either face."""
+
+    __slots__ = ("__weakref__", "_members", "_over", "_sweep")
+
+    def __init__(self) -> None:
+        self._members: list[Member] = []
+        self._over = False
+        self._sweep = 64
+
+    @property
+    def active(self) -> bool:
+        """Whether it has not been cancelled yet."""
+        return not self._over
+
+    def admit(self, member: M) -> M:
+        """Take a member in; one that comes too late is ended at once."""
+        self._members.append(member)
+        if self._over:
+            member.cancel()
+            self.refuse_if_over()
+        if len(self._members) > self._sweep:
+            # Those that were cancelled by hand need not be remembered.
+            for each in list(self._members):
+                if not each.active:
+                    self._discard(each)
+            self._sweep = 2 * len(self._members) + 64
+        return member
+
+    def refuse_if_over(self) -> None:
+        """Raise BusClosedError if the scope has ended."""
+        if self._over:
+            raise BusClosedError("this scope has ended and takes nothing new; make another one with bus.scope()")
+
+    def end(self) -> list[Member]:
+        """Refuse newcomers, and give what is to be ended, the latest first."""
+        self._over = True
+        ending: list[Member] = []
+        while self._members:
+            try:
+                ending.append(self._members.pop())
+            except IndexError:
+                break
+        return ending
+
+    def _discard(self, member: Member) -> None:
+        try:
+            self._members.remove(member)
+        except ValueError:
+            pass  # another thread was faster
+
+
+class Scope(ScopeCore):
+    """A set of registrations that end together. Made by ``bus.scope()`` and ``bus.register(obj)``; safe in any thread.
+
+    Example:
+        >>> from eventbus import EventBus
+        >>> bus = EventBus()
+        >>> with bus.scope() as scope:
+        ...     _ = scope.on("a", print)
+        ...     bus.handlers("a") == (print,)
+        True
+        >>> bus.handlers("a")
+        ()
+    """
+
+    __slots__ = ("_bus",)
+
+    def __init__(self, bus: EventBus) -> None:
+        super().__init__()
+        self._bus = bus
+
+    def on(self, topic: Any, handler: Any = None, **options: Any) -> Any:
+        """Like ``bus.on()``; the subscription ends with the scope."""
+        self.refuse_if_over()
+        if handler is None:
+            return self._decorator(topic, options)
+        subscription: Subscription = self._bus.on(topic, handler, **options)
+        return self.admit(subscription)
+
+    sync_on = on
+
+    def _decorator(self, topic: Any, options: dict[str, Any]) -> Callable[[F], F]:
+        def register(handler: F) -> F:
+            self.on(topic, handler, **options)
+            return handler
+
+        return register
+
+    def stream(self, topic: Any, **options: Any) -> Stream:
+        """Like ``bus.stream()``; the stream ends with the scope."""
+        self.refuse_if_over()
+        return self.admit(self._bus.stream(topic, **options))
+
+    def register(self, obj: object) -> Scope:
+        """Like ``bus.register()``; those subscriptions end with this scope, or with the one returned."""
+        self.refuse_if_over()
+        return self.admit(self._bus.register(obj))
+
+    def scope(self) -> Scope:
+        """A scope within this one."""
+        self.refuse_if_over()
+        return self.admit(self._bus.scope())
+
+    def cancel(self, wait: bool = False, timeout: float | None = None) -> bool:
+        """End everything that was begun through it. It may be repeated.
+
+        Args:
+            wait: Also wait for calls that have begun, except the caller's own.
+            timeout: Seconds for all of that; None waits without end.
+
+        Returns:
+            Whether it was this call that ended the scope.
+
+        Raises:
+            EventTimeoutError: Calls go on after ``timeout``. Everything has ended all the same.
+        """
+        timeout = check_timeout(timeout)
+        first = not self._over
+        ending = self.end()
+        for member in ending:
+            member.cancel()
+        if wait:
+            deadline = None if timeout is None else primitives.monotonic() + timeout
+            for member in ending:
+                member.cancel(True, None if deadline is None else max(0.0, deadline - primitives.monotonic()))
+        return first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel(wait=True)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {len(self._members)} members{' (ended)' if self._over else ''}>"
+
+
+def handles(*topics: Any, **options: Any) -> Callable[[F], F]:
+    """Mark a method as the handler of a topic or of several, with the options of a subscription.
+
+    ``bus.register(obj)`` and starting a service subscribe what is marked. May be stacked: one subscription each.
+
+    Raises:
+        TopicError: A topic is not one. (TopicTypeError for what is no string.)
+
+    Example:
+        >>> from eventbus import EventBus, handles
+        >>> class Shop:
+        ...     @handles("orders/created", "orders/paid")
+        ...     def note(self, order):
+        ...         return order["id"]
+        >>> bus = EventBus()
+        >>> with bus.register(Shop()):
+        ...     bus.emit("orders/paid", {"id": 7}).wait().results()
+        [7]
+    """
+    check_patterns(list(topics))
+
+    def mark(method: F) -> F:
+        function = getattr(method, "__func__", method)  # through classmethod and staticmethod
+        setattr(function, _MARK, (*getattr(function, _MARK, ()), (topics, options)))
+        return method
+
+    return mark
+
+
+def marked_methods(obj: object) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """The bound methods of an object that are marked, with topics and options, in order of definition.
+
+    The class is scanned, not the instance, so no property runs. A method that overrides a marked one inherits its
+    marks unless it has its own; one that is overridden by something else than a function is out.
+    """
+    classes = type(obj).__mro__
+    seen: dict[str, None] = {}
+    for cls in reversed(classes):
+        seen.update(dict.fromkeys(vars(cls)))
+    for name in seen:
+        owners = [vars(cls)[name] for cls in classes if name in vars(cls)]
+        if not callable(getattr(owners[0], "__func__", owners[0])):
+            continue
+        marks = next((found for each in owners if (found := getattr(getattr(each, "__func__", each), _MARK, None))), ())
+        for topics, options in marks:
+            yield getattr(obj, name), topics, options

@@ -1,0 +1,1 @@
+"""What records events and waits for them."""

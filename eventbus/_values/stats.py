@@ -1,0 +1,196 @@
+"""What is told about deliveries: outcomes, errors, statistics, the report of a close. Frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .event import Event
+
+__all__ = ["BusStats", "CloseReport", "HandlerError", "Latency", "Outcome", "PoolStats", "Status", "SubscriptionStats"]
+
+
+class Status(str, Enum):
+    """How a delivery was settled; a ``str``, so ``outcome.status == "delivered"`` works."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    DROPPED = "dropped"
+    REJECTED = "rejected"
+
+    __str__ = str.__str__
+    __format__ = str.__format__
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one delivery.
+
+    Attributes:
+        status: How it was settled.
+        value: What the handler returned, if ``delivered``.
+        error: The exception, if ``failed``, ``timed_out`` or ``rejected`` (and sometimes if ``cancelled``).
+        duration: Seconds that the handler ran; 0.0 if it never began.
+        subscription_id: The ``id`` of the subscription.
+        name: The subscription's name.
+        topic: The event's topic.
+    """
+
+    status: Status
+    value: Any
+    error: BaseException | None
+    duration: float
+    subscription_id: int
+    name: str
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerError:
+    """What ``on_error``, the log and ``bus/error`` are told about a failed, timed-out or rejected delivery.
+
+    Attributes:
+        error: The exception.
+        event: The event that was being delivered.
+        subscription: The subscription's handle.
+        where: ``"handler"``, ``"timeout"``, ``"mailbox"`` or ``"key"``.
+    """
+
+    error: BaseException
+    event: Event
+    subscription: Any
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """What ``close()`` could not finish.
+
+    Attributes:
+        cancelled: How many deliveries were cancelled because the time was up (or nobody could run them).
+        stuck: The names of the handlers that still run; their threads are daemons.
+    """
+
+    cancelled: int = 0
+    stuck: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A distribution of seconds, sampled: quantiles are exact to about 5 %.
+
+    Attributes:
+        count: How many samples were taken.
+        p50: The median, 0.0 without samples.
+        p99: The 99th percentile.
+        max: The largest sample.
+    """
+
+    count: int = 0
+    p50: float = 0.0
+    p99: float = 0.0
+    max: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStats:
+    """Exact counts: at every quiet moment ``deliveries`` is the sum of the six outcomes, ``pending`` and ``running``.
+
+    Attributes:
+        deliveries: Deliveries made, counted at the emit.
+        pending: Deliveries that wait, those in the waiting line for space included.
+        running: Deliveries whose handler has begun and is not settled.
+        delivered, failed, timed_out, cancelled, dropped, rejected: The outcomes so far.
+        wait: Seconds from the emit to the handler's begin, sampled.
+        run: Seconds that the handler ran, sampled.
+    """
+
+    deliveries: int = 0
+    pending: int = 0
+    running: int = 0
+    delivered: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    cancelled: int = 0
+    dropped: int = 0
+    rejected: int = 0
+    wait: Latency = Latency()
+    run: Latency = Latency()
+
+    def as_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """The dispatcher's threads.
+
+    Attributes:
+        threads: Threads that exist, idle ones included.
+        idle: Threads that sleep and wait for work.
+        computing: Threads that run handlers and count against ``workers``.
+        blocked: Threads that are stuck or blocked in user code.
+        waiting: Threads whose handler waits inside the bus.
+        ready: Mailboxes that wait for a worker.
+    """
+
+    threads: int = 0
+    idle: int = 0
+    computing: int = 0
+    blocked: int = 0
+    waiting: int = 0
+    ready: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BusStats:
+    """A picture of the whole bus, taken at one instant.
+
+    Attributes:
+        events: Emits that took effect.
+        totals: The sum over all subscriptions, ended ones included.
+        subscriptions: Subscription id to its statistics, active ones.
+        topics: Topic to emits: exact where an exact subscription names it, else from a bounded table, the rest in ``"other"``.
+        pool: The dispatcher's threads.
+    """
+
+    events: int
+    totals: SubscriptionStats
+    subscriptions: Mapping[int, SubscriptionStats]
+    topics: Mapping[str, int]
+    pool: PoolStats
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "subscriptions", MappingProxyType(dict(self.subscriptions)))
+        object.__setattr__(self, "topics", MappingProxyType(dict(self.topics)))
+
+    def as_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+
+def _as_dict(record: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return _as_dict(value)
+    if isinstance(value, (dict, MappingProxyType)):
+        return {key: _plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
