@@ -9,7 +9,7 @@ from ._engine.buffer import Filler, StreamMailbox
 from ._engine.engine import CLOSED, OPEN, Engine
 from ._engine.mailbox import ACTIVE
 from ._engine.receipt import Receipt, group_errors
-from ._engine.subscription import Subscription
+from ._engine.subscription import Handle, Subscription
 from ._engine.waits import sleep
 from ._errors import EventTimeoutError, NoHandlerError, NotRegisteredError, OptionTypeError
 from ._scope import Scope, marked_methods
@@ -289,6 +289,8 @@ class EventBus:
             headers = check_extras(headers, require, follow)
         if propagate_errors is None:
             propagate_errors = engine.options.propagate_errors
+        elif propagate_errors is not True and propagate_errors is not False:
+            raise OptionTypeError(f"propagate_errors must be True, False or None, not {propagate_errors!r}")
         return engine.emit(Receipt, topic, payload, headers, require, follow, propagate_errors)
 
     def request(
@@ -329,8 +331,8 @@ class EventBus:
             NotRegisteredError: Nothing matches now. (An ended subscription gives 0.)
             TopicError: Not a pattern. (TopicTypeError for what is neither string nor subscription.)
         """
-        if isinstance(topic, Subscription):
-            return int(topic.cancel())
+        if isinstance(topic, Handle):
+            return int(self._engine.cancel(topic._box))
         boxes = self._matching(topic, handler)
         if not boxes:
             raise NotRegisteredError(
@@ -370,7 +372,7 @@ class EventBus:
             box.spec.function for box in self._reached(check_topic(topic)) if box.spec is not None and not box.observer
         )
 
-    def subscriptions(self, topic: Any = None) -> tuple[Subscription, ...]:
+    def subscriptions(self, topic: Any = None) -> tuple[Handle, ...]:
         """The handles of all active subscriptions; of a topic: those that its emit would reach; of a pattern: those
         that are registered under it. In order of registration."""
         if topic is None:

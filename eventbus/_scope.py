@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._engine import primitives
 from ._errors import BusClosedError
-from ._values.options import check_timeout
+from ._values.options import UNSET, check_timeout
 from ._values.topic import check_patterns
 
 if TYPE_CHECKING:
@@ -112,10 +112,10 @@ class Scope(ScopeCore):
         super().__init__()
         self._bus = bus
 
-    def on(self, topic: Any, handler: Any = None, **options: Any) -> Any:
+    def on(self, topic: Any, handler: Any = UNSET, **options: Any) -> Any:
         """Like ``bus.on()``; the subscription ends with the scope."""
         self.refuse_if_over()
-        if handler is None:
+        if handler is UNSET:
             return self._decorator(topic, options)
         subscription: Subscription = self._bus.on(topic, handler, **options)
         return self.admit(subscription)

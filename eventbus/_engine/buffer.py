@@ -54,6 +54,8 @@ class StreamMailbox(Mailbox):
         self.plain = False
 
     def room(self, delivery: Delivery) -> bool:
+        if self.options.overflow == "latest":
+            return not self.events
         return self.limit is None or len(self.events) < self.limit
 
     def oldest(self) -> Delivery | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import HandlerTypeError
 from .._values.stats import HandlerError, Status
 from . import primitives
-from .delivery import current
+from .delivery import SETTLED, current
 from .receipt import Receipt
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ log = logging.getLogger("eventbus")
 Result = tuple[Status, Any, "BaseException | None", float]
 
 
+class TooLate(BaseException):
+    """A claimed delivery was settled (time-out, close) before its handler could begin. Never reaches a user."""
+
+
 def argument(delivery: Delivery) -> Any:
     """What the handler is called with (G15). Raises PayloadError."""
     receipt = delivery.receipt
@@ -36,16 +40,18 @@ def argument(delivery: Delivery) -> Any:
         return receipt
     spec = box.spec
     assert spec is not None
-    if spec.takes_event:
-        return receipt._as_event()
+    payload = receipt._as_event() if spec.takes_event else receipt._payload
+    if delivery.state is SETTLED:
+        raise TooLate  # the payload may have been gone; settling comes before letting go of it
     convert = spec.convert
-    return receipt._payload if convert is None else convert(receipt._payload)
+    return payload if convert is None else convert(payload)
 
 
 def context_of(delivery: Delivery) -> Context:
     """This delivery's own copy of the emitter's context (G14)."""
     context = delivery.receipt._context
-    assert context is not None
+    if context is None:
+        raise TooLate
     own = context.copy()
     delivery.context = own
     return own
@@ -56,7 +62,11 @@ def enter(delivery: Delivery) -> Any:
     current.set(delivery)
     spec = delivery.box.spec
     assert spec is not None
-    return spec.function(argument(delivery))
+    try:
+        return spec.function(argument(delivery))
+    finally:
+        # An error's traceback holds its frames, they hold this one, and the delivery holds the error: no cycle (G18).
+        del delivery
 
 
 def call(engine: Engine, delivery: Delivery) -> Result:
@@ -67,7 +77,10 @@ def call(engine: Engine, delivery: Delivery) -> Result:
         value = context_of(delivery).run(enter, delivery)
     except BaseException as error:
         took = primitives.monotonic() - started
-        return judge(engine, delivery, None, strip(error), took)
+        try:
+            return judge(engine, delivery, None, strip(error), took)
+        finally:
+            del delivery  # as above
     return judge(engine, delivery, value, None, primitives.monotonic() - started)
 
 
@@ -75,8 +88,10 @@ def call_inline(engine: Engine, delivery: Delivery) -> Result:
     """Call an inline handler in the emitter's own context."""
     delivery.actor = primitives.get_ident()
     started = primitives.monotonic()
-    token = current.set(delivery)
+    before = current.get()
     try:
+        # Within the try, or a signal handler that raises here would leave this thread the child of an ended handler.
+        current.set(delivery)
         spec = delivery.box.spec
         assert spec is not None
         value = spec.function(argument(delivery))
@@ -84,7 +99,7 @@ def call_inline(engine: Engine, delivery: Delivery) -> Result:
         took = primitives.monotonic() - started
         return judge(engine, delivery, None, strip(error), took)
     finally:
-        current.reset(token)
+        current.set(before)
     return judge(engine, delivery, value, None, primitives.monotonic() - started)
 
 
@@ -101,6 +116,8 @@ def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException |
         value = None
     if error is None:
         return Status.DELIVERED, value, None, took
+    if isinstance(error, TooLate):
+        return Status.CANCELLED, None, None, took
     report(engine, delivery, error, "handler")
     return Status.FAILED, None, error, took
 
@@ -118,8 +135,13 @@ _OWN = (enter.__code__, call.__code__, call_inline.__code__)
 
 def report(engine: Engine, delivery: Delivery, error: BaseException, where: str) -> None:
     """Tell the log, ``on_error`` and ``bus/error`` (G5). Outside of steps. Never raises."""
-    receipt = delivery.receipt
-    tell(engine, HandlerError(error, receipt._as_event(), delivery.box.handle, where), delivery.box.name, delivery)
+    problem = HandlerError(error, delivery.receipt._as_event(), delivery.box.handle, where)
+    # This is still the handler's call: what on_error waits for must not wait for it.
+    token = current.set(delivery)
+    try:
+        tell(engine, problem, delivery.box.name, delivery)
+    finally:
+        current.reset(token)
 
 
 def tell(engine: Engine, problem: HandlerError, name: str, cause: Delivery | None = None) -> None:
@@ -137,6 +159,8 @@ def tell(engine: Engine, problem: HandlerError, name: str, cause: Delivery | Non
         )
     except BaseException:
         pass  # a log handler that raises: there is nobody left to tell
+    if topic == "bus/error":
+        return  # whoever handles errors and fails is not told of it again
     for hook in engine.error_hooks(problem):
         try:
             hook(problem)
@@ -145,8 +169,7 @@ def tell(engine: Engine, problem: HandlerError, name: str, cause: Delivery | Non
                 log.error("on_error raised for %r", topic, exc_info=error)
             except BaseException:
                 pass
-    if topic != "bus/error":
-        try:
-            engine.emit_own("bus/error", problem, cause)
-        except BaseException as error:
-            log.error("bus/error could not be emitted", exc_info=error)
+    try:
+        engine.emit_own("bus/error", problem, cause)
+    except BaseException as error:
+        log.error("bus/error could not be emitted", exc_info=error)

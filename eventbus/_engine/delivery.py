@@ -4,7 +4,7 @@ It is at once the mailbox's item, the node of the wait graph, the record behind 
 the context variable ``current`` tells code about the handler that it runs for.
 
 Owner: the bus's monitor, but for ``actor``, ``outer`` and ``context``, which belong to whoever claimed it. Code that
-reads ``state`` without the monitor (``running_here``) reads its own handler's, which only the monitor can end.
+reads ``actor`` without the monitor (``running_here``) reads its own handler's, which nobody else can end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._values.stats import Outcome, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextvars import Context
 
     from .._values.event import Lineage
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .receipt import Receipt
     from .waits import Waiter
 
-__all__ = ["LINED", "PENDING", "RUNNING", "SETTLED", "Delivery", "Epoch", "current", "running_here"]
+__all__ = ["LINED", "PENDING", "RUNNING", "SETTLED", "Delivery", "Epoch", "current", "running_here", "stack_of"]
 
 # The states of a delivery, in order: waits for space, is admitted, is claimed, is settled.
 LINED, PENDING, RUNNING, SETTLED = range(4)
@@ -50,6 +51,7 @@ class Delivery:
         "error",
         "info",  # (subscription id, name), for the outcome
         "key",
+        "later",  # of an inline one: those of the same emit that have not begun
         "lineage",
         "outer",  # the delivery in whose handler this one runs inline
         "receipt",
@@ -70,6 +72,7 @@ class Delivery:
     lineage: Lineage | None
     waiter: Waiter | None
     outer: Delivery | None
+    later: list[Delivery]
 
     def __init__(self, receipt: Receipt, box: Mailbox, epoch: Epoch | None) -> None:
         self.receipt = receipt
@@ -120,8 +123,18 @@ current: ContextVar[Delivery | None] = ContextVar("eventbus_current", default=No
 
 
 def running_here(actor: Any) -> Delivery | None:
-    """The delivery whose handler runs in this very thread or task, or None."""
+    """The delivery whose handler runs in this very thread or task, or None; it may be past its time-out."""
     delivery = current.get()
-    if delivery is None or delivery.state is not RUNNING:
+    # Its end lets go of the mailbox and the actor.
+    if delivery is None or delivery.box is None:  # pyright: ignore[reportUnnecessaryComparison]
         return None
     return delivery if delivery.actor == actor else None
+
+
+def stack_of(delivery: Delivery | None) -> Iterator[Delivery]:
+    """A running delivery, those on whose stack it runs inline, and the inline ones that follow each of these."""
+    while delivery is not None:
+        yield delivery
+        if delivery.box.inline:
+            yield from tuple(delivery.later)
+        delivery = delivery.outer

@@ -21,9 +21,12 @@ from .._errors import DispatcherError
 from . import primitives
 from .._values.stats import PoolStats
 from .call import call
+from .delivery import running_here
+from .waits import notify
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterable
 
     from .._values.stats import Status
     from .delivery import Delivery
@@ -68,6 +71,16 @@ class Executor:
     def close(self) -> None:
         """In a step: the bus is closed."""
 
+    def mend(self, boxes: Iterable[Mailbox]) -> None:
+        """In a step that a signal handler broke by raising: make good what it may have left half-done."""
+        for box in boxes:
+            if box.executor is self:
+                box.queued = box in self.ready
+                box.schedule()
+
+    def check(self) -> None:
+        """In a step: see whether its loop has been closed."""
+
     def after_fork(self) -> None:
         """In a forked child: nobody of the parent's works here any more."""
 
@@ -104,13 +117,14 @@ class Executor:
 class Worker:
     """One thread of the pool."""
 
-    __slots__ = ("blocked", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
+    __slots__ = ("begun", "blocked", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
 
     def __init__(self, pool: Dispatcher) -> None:
         self.pool = pool
         self.sleeper = primitives.Sleeper()
         self.thread: threading.Thread | None = None
         self.delivery: Delivery | None = None
+        self.begun = False
         self.claims = 0
         self.seen = -1
         self.blocked = False
@@ -132,6 +146,15 @@ class Worker:
             self.pool.threads += 1
             if not self.blocked:
                 self.pool.computing += 1
+
+    def sleep_elsewhere(self, sleeper: primitives.Sleeper, timeout: float | None) -> None:
+        """Outside of steps: its handler waits inside another bus."""
+        look = self.pool.engine.look
+        look(self.enter_wait)
+        try:
+            sleeper.sleep(timeout)
+        finally:
+            look(self.exit_wait)
 
     def block(self) -> None:
         """In a step: it is stuck in user code; somebody else takes its place."""
@@ -155,6 +178,8 @@ class Worker:
         pool = self.pool
         engine = pool.engine
         step = engine.monitor.run
+        if not step(pool.begin, self):
+            return
         delivery = step(pool.next, self)
         while True:
             while delivery is not None:
@@ -211,22 +236,44 @@ class Dispatcher(Executor):
 
     def _start(self) -> None:
         """Start one of the threads that steps have asked for. May be called too often."""
-        worker = self.engine.monitor.run(self._enrol)
-        if worker is None:
-            return
+        worker = Worker(self)
         try:
+            if not self.engine.monitor.run(self._enrol, worker):
+                return
             worker.thread = primitives.start_thread(worker.run, f"{self.name}-{self.numbers}")
         except RuntimeError:  # no more threads, or none any more at exit
             self.engine.monitor.run(self._not_started, worker)
+        except BaseException:  # a signal handler's: the thread may run or not
+            self.engine.monitor.run(self._disown, worker)
+            raise
 
-    def _enrol(self) -> Worker | None:
+    def _enrol(self, worker: Worker) -> bool:
         if self.starting == 0:
-            return None
-        self.starting -= 1
+            return False
         self.numbers += 1
-        worker = Worker(self)
         self.alive.add(worker)
-        return worker
+        self.starting -= 1
+        return True
+
+    def _disown(self, worker: Worker) -> None:
+        """In a step: have another one started, unless this one has begun to work."""
+        if not worker.begun and worker in self.alive:
+            self.alive.discard(worker)
+            self.starting += 1
+
+    def begin(self, worker: Worker) -> bool:
+        """In a step: a thread begins; False if it is not wanted any more."""
+        worker.begun = True
+        return worker in self.alive
+
+    def mend(self, boxes: Iterable[Mailbox]) -> None:
+        busy = [worker for worker in self.alive if worker not in self.idle]
+        self.threads = self.starting + sum(not worker.waits for worker in self.alive)
+        self.computing = self.starting + sum(not worker.blocked and not worker.waits for worker in busy)
+        self.engine.monitor.after.extend([self._start] * self.starting)
+        self.engine.monitor.after.extend(worker.sleeper.wake for worker in busy if worker.delivery is None)
+        super().mend(boxes)
+        self._retry()
 
     def _not_started(self, worker: Worker) -> None:
         self.alive.discard(worker)
@@ -260,6 +307,8 @@ class Dispatcher(Executor):
         self.idle.remove(worker)
         self.alive.discard(worker)
         self.threads -= 1
+        if self.engine.closers:
+            notify(self.engine, self.engine.closers)
         return True
 
     def stop(self) -> list[Worker]:
@@ -270,6 +319,12 @@ class Dispatcher(Executor):
         return list(self.alive)
 
     # Working
+
+    def between(self, ident: int) -> bool:
+        """Whether a thread is a worker that is not in a handler; it may have claimed what it does next."""
+        return running_here(ident) is None and any(
+            worker.thread is not None and worker.thread.ident == ident for worker in tuple(self.alive)
+        )
 
     def asleep(self, worker: Worker) -> bool:
         """In a step: whether a worker has no place among those that compute."""

@@ -38,11 +38,11 @@ from .._values.stats import BusStats, CloseReport, HandlerError, Status, Subscri
 from .._values.topic import check_patterns, topic_models
 from . import primitives
 from .call import call_inline, tell
-from .delivery import LINED, PENDING, RUNNING, SETTLED, Delivery, Epoch, current, running_here
+from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here, stack_of
 from .dispatcher import Dispatcher
 from .lane import Lane
 from .latency import Histogram
-from .mailbox import ACTIVE, DRAINING, ENDED, NEW, KeyedMailbox, Mailbox
+from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, KeyedMailbox, Mailbox
 from .monitor import Interrupted, Monitor
 from .process import enrol
 from .receipt import Receipt
@@ -56,17 +56,18 @@ if TYPE_CHECKING:
     from .._values.handler import HandlerSpec
     from .._values.options import BusOptions, Options
     from .dispatcher import Executor, Worker
-    from .subscription import Subscription
+    from .subscription import Handle
 
 __all__ = ["CLOSED", "CLOSING", "OPEN", "Engine"]
 
 log = logging.getLogger("eventbus")
 R = TypeVar("R", bound=Receipt)
-S = TypeVar("S", bound="Subscription")
+S = TypeVar("S", bound="Handle")
 T = TypeVar("T")
 
 OPEN, CLOSING, CLOSED = range(3)
 
+LOOP_SECONDS = 0.5  # between looks at the loops, for one that was closed, while somebody waits
 SAMPLE = 31  # one emit in 32 has its latencies measured, and the first of each subscription
 
 
@@ -102,6 +103,9 @@ class Engine:
         self.lanes: dict[str, Lane] = {}
         self.waiting: dict[Waiter, None] = {}  # waits of handlers, for the wait graph
         self.drains: list[Waiter] = []
+        self.closers: list[Waiter] = []  # waits for the end of a close
+        self.watching_loops = False
+        self.sleepers = 0  # waits in progress, of anybody
         self.executors: list[Executor] = []  # of event loops
         self.leftovers: dict[int, Mailbox] = {}  # ended or draining subscriptions with calls that go on
         self.problems: list[tuple[HandlerError, str]] = []
@@ -132,12 +136,16 @@ class Engine:
         if cause is not None or follow or self.options.max_depth is not None:
             self._descend(receipt, cause, follow)
         try:
-            inline = self._accept(receipt, cause, require, own)
-        except Interrupted:
-            self.monitor.defer(lambda: self._catch_up(receipt, cause, require, own))
-            return receipt
-        if inline is not None:
-            self._run_inline(inline, cause)
+            try:
+                inline = self._accept(receipt, cause, require, own)
+            except Interrupted:
+                self.monitor.defer(lambda: self._catch_up(receipt, cause, require, own))
+                return receipt
+            if inline is not None:
+                self._run_inline(inline, cause)
+        except BaseException:
+            self._abandon_inline(receipt)
+            raise
         if receipt._accepting and not own:
             self._wait_for_space(receipt)
         return receipt
@@ -151,7 +159,9 @@ class Engine:
         except BusClosedError:
             return None
 
-    def _accept(self, receipt: Receipt, cause: Delivery | None, require: int, own: bool) -> list[Delivery] | None:
+    def _accept(
+        self, receipt: Receipt, cause: Delivery | None, require: int, own: bool, late: bool = False
+    ) -> list[Delivery] | None:
         """Let an emit take effect; gives the inline deliveries, claimed, to be run here and now."""
         monitor = self.monitor
         keys: dict[Mailbox, _Key] | None = None
@@ -163,18 +173,23 @@ class Engine:
                 monitor.stand_back()
             try:
                 with monitor.lock:
-                    if monitor.busy or (monitor.deferred and monitor.pending_here()):
+                    if monitor.busy or (monitor.deferred and not late and monitor.pending_here()):
                         raise Interrupted
                     monitor.busy = True
                     try:
                         inline = self._admit(receipt, cause, require, own, keys)
+                        if late:
+                            monitor.leave_line()
                     finally:
                         monitor.busy = False
                         trash = monitor.trash
                         if trash:
                             monitor.trash = []
                 del trash
+                if monitor.after or monitor.deferred:
+                    monitor.flush()
             except _KeysWanted as wanted:
+                monitor.flush()  # key functions are user code: what interrupted the step comes first
                 keys = self._keys(receipt, wanted.boxes, keys or {})
                 continue
             except Interrupted:
@@ -182,20 +197,25 @@ class Engine:
             except BaseException:
                 monitor.flush()
                 raise
-            if monitor.after or monitor.deferred:
-                monitor.flush()
             return inline
 
     def _catch_up(self, receipt: Receipt, cause: Delivery | None, require: int, own: bool) -> None:
         """The emit of a call that interrupted a step: it never blocks, and has nobody left to raise to."""
         try:
-            inline = self._accept(receipt, cause, require, own)
+            inline = self._accept(receipt, cause, require, own, late=True)
         except EventBusError as error:
             log.warning("an emit of %r that was put off is refused: %s", receipt._topic, error)
             receipt._refuse(error)
-        else:
-            if inline is not None:
+            return
+        except BaseException:
+            self._abandon_inline(receipt)
+            raise
+        if inline is not None:
+            try:
                 self._run_inline(inline, cause)
+            except BaseException:
+                self._abandon_inline(receipt)
+                raise
 
     def _descend(self, receipt: Receipt, cause: Delivery | None, follow: bool) -> None:
         """Note what caused this event (G19). Raises EventCycleError."""
@@ -272,28 +292,30 @@ class Engine:
         if not boxes:
             self._complete(receipt)
             return None
-        receipt._observers = len(boxes) - counted
         follows = receipt._follows
-        if follows is not None:
-            for each in follows:
-                if each is not receipt:
-                    each._left += counted
-        epoch.open += len(boxes)
         sampled = not (receipt._seq & SAMPLE) or not boxes[0].deliveries
         if sampled:
             receipt._mark = primitives.monotonic()
         inline: list[Delivery] | None = None
+        delivery: Delivery | None = None
         done = 0
+        size = len(boxes)
+        receipt._observers = size - counted
+        epoch.open += size
         try:
+            if follows is not None:
+                for each in follows:
+                    if each is not receipt:
+                        each._left += counted
             for box in boxes:
                 delivery = Delivery(receipt, box, epoch)
                 box.deliveries += 1
+                done += 1
                 if not box.observer:
                     deliveries.append(delivery)
                     if follows is not None:
                         for each in follows:
                             each._family.add(delivery)
-                done += 1
                 if box.plain:
                     pending = box.pending
                     if not box.line and (box.limit is None or len(pending) < box.limit):  # type: ignore[arg-type]
@@ -304,15 +326,16 @@ class Engine:
                     else:
                         box.offer(delivery)
                 elif box.inline:
-                    delivery.state = RUNNING
-                    box.running.append(delivery)
                     if inline is None:
                         inline = []
+                    delivery.later = inline
+                    delivery.state = RUNNING
+                    box.running.append(delivery)
                     inline.append(delivery)
                 else:
                     self._offer(box, delivery, keys)
         except BaseException:
-            self._mend(receipt, boxes, done, epoch)
+            self._mend(receipt, boxes, done, epoch, delivery)
             raise
         if follows is not None:
             self._recheck_followers(follows)
@@ -331,24 +354,46 @@ class Engine:
             delivery.key = key
         box.offer(delivery)
 
-    def _mend(self, receipt: Receipt, boxes: tuple[Mailbox, ...], done: int, epoch: Epoch) -> None:
-        """In a step that a signal handler broke by raising: cancel what was not admitted, so that the sums hold."""
-        admitted = {each for box in boxes[:done] for each in box.unsettled() if each.receipt is receipt}
-        for each in receipt._deliveries[:done]:
-            if each.state in (PENDING, LINED) and each not in admitted:
-                self.settle(each, Status.CANCELLED)
-        for box in boxes[:done]:
-            for each in box.unsettled():
-                if each.receipt is receipt and box.inline:
-                    self.complete(each, Status.CANCELLED, None, None, 0.0)
-            if not box.inline:
-                box.schedule()
+    def _mend(
+        self, receipt: Receipt, boxes: tuple[Mailbox, ...], done: int, epoch: Epoch, last: Delivery | None
+    ) -> None:
+        """In a step that a signal handler broke by raising: cancel what was not admitted, so that the sums hold.
+
+        All but the last delivery that was counted are whole; those of inline handlers are seen to by :meth:`emit`.
+        """
+        for box in boxes:
+            box.purge()
+        if done and last is not None and last.state is not SETTLED:
+            self._register_delivery(receipt, last)
+            if not last.box.mend(last):
+                self.settle(last, Status.CANCELLED)
         for box in boxes[done:]:
             each = Delivery(receipt, box, epoch)
             box.deliveries += 1
-            if not box.observer:
-                receipt._deliveries.append(each)
+            self._register_delivery(receipt, each)
             self.settle(each, Status.CANCELLED)
+        for executor in {box.executor for box in boxes if box.executor is not None}:
+            executor.mend(boxes)
+
+    def _register_delivery(self, receipt: Receipt, delivery: Delivery) -> None:
+        if not delivery.box.observer:
+            if delivery not in receipt._deliveries:
+                receipt._deliveries.append(delivery)
+            for each in receipt._follows or ():
+                each._family.add(delivery)
+
+    def _abandon_inline(self, receipt: Receipt) -> None:
+        """An emit ends by an exception that is no handler's: what it has not run of its inline deliveries is cancelled."""
+        if receipt._left is not None:
+            self.monitor.run(self._cancel_inline, receipt)
+
+    def _cancel_inline(self, receipt: Receipt) -> None:
+        for box in self._all_boxes():
+            if box.inline:
+                for each in list(box.running):
+                    if each.receipt is receipt:
+                        each.later.clear()
+                        self.complete(each, Status.CANCELLED, None, None, 0.0)
 
     def _recheck_followers(self, follows: tuple[Receipt, ...]) -> None:
         """In a step: an emit added to what somebody waits for; a handler's wait may have become endless by it."""
@@ -368,21 +413,17 @@ class Engine:
         outer = running_here(primitives.get_ident())
         while inline:
             delivery = inline.pop(0)
-            try:
-                if delivery.box.state == ENDED or delivery.state is SETTLED:
-                    # Cancelled by one of the others, in this very thread or elsewhere: it does not begin.
-                    run(self.complete, delivery, Status.CANCELLED, None, None, 0.0)
-                    continue
+            if delivery.box.state == ENDED or delivery.state is SETTLED:
+                # Cancelled by one of the others, in this very thread or elsewhere: it does not begin.
+                run(self.complete, delivery, Status.CANCELLED, None, None, 0.0)
+                continue
+            if outer is not None:
                 delivery.outer = outer
-                status, value, error, took = call_inline(self, delivery)
-                run(self.complete, delivery, status, value, error, took)
-                if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
-                    passing = error
-            except BaseException:
-                for each in (delivery, *inline):
-                    if each.box is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                        run(self.complete, each, Status.CANCELLED, None, None, 0.0)
-                raise
+                delivery.worker = outer.worker  # whose thread this is
+            status, value, error, took = call_inline(self, delivery)
+            run(self.complete, delivery, status, value, error, took)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
+                passing = error
         if passing is not None:
             raise passing
 
@@ -411,54 +452,85 @@ class Engine:
     # Settling
 
     def settle(
-        self, delivery: Delivery, status: Status, value: Any = None, error: BaseException | None = None, took: float = 0.0
+        self,
+        delivery: Delivery,
+        status: Status,
+        value: Any = None,
+        error: BaseException | None = None,
+        took: float = 0.0,
+        again: tuple[Receipt, Mailbox, int] | None = None,
     ) -> None:
-        """In a step: the one outcome of a delivery. Later ones are ignored."""
-        state = delivery.state
-        if state is SETTLED:
-            return
-        box = delivery.box
-        receipt = delivery.receipt
-        delivery.state = SETTLED
-        delivery.status = status
-        delivery.value = value
-        delivery.error = error
-        delivery.duration = took
-        delivery.info = box.info
-        box.count(status)
-        if delivery.deadline is not None:
-            self.timer.forget(delivery.deadline)
-            delivery.deadline = None
-        if delivery.epoch is not None:
-            delivery.epoch.open -= 1
+        """In a step: the one outcome of a delivery. Later ones are ignored.
+
+        What counts is done without a call or a jump, so that no signal handler can break it by raising; what tells
+        others is done ``again`` if one did.
+        """
+        if again is None:
+            state = delivery.state
+            if state is SETTLED:
+                return
+            box = delivery.box
+            receipt = delivery.receipt
+            counts = box.counts
+            index = COUNTER[status]
+            epoch = delivery.epoch
+            delivery.status = status
+            delivery.value = value
+            delivery.error = error
+            delivery.duration = took
+            delivery.info = box.info
             delivery.epoch = None
-        if box.observer:
-            receipt._observers -= 1
+            delivery.state = SETTLED
+            if state is LINED:
+                receipt._accepting -= 1
+            counts[index] += 1
+            if epoch is not None:
+                epoch.open -= 1
+            if box.observer:
+                receipt._observers -= 1
+            else:
+                receipt._left -= 1  # type: ignore[operator]
         else:
-            receipt._left -= 1  # type: ignore[operator]
+            receipt, box, state = again
+        try:
+            if delivery.deadline is not None:
+                self.timer.forget(delivery.deadline)
+                delivery.deadline = None
             if receipt._waiters:
                 notify(self, receipt._waiters)
-            follows = receipt._follows
-            if follows is not None:
-                for each in follows:
-                    each._family.discard(delivery)
-                    if each is not receipt:
-                        each._left -= 1  # type: ignore[operator]
-                        if not each._left:
-                            self._complete(each)
-        if not receipt._left and not receipt._observers:
-            self._complete(receipt)
-        if self.drains:
-            notify(self, self.drains)
-        if state is not RUNNING:
-            delivery.release()
-            if box.lane is not None:
-                box.lane.offer()
+            if not box.observer:
+                follows = receipt._follows
+                if follows is not None:
+                    for each in follows:
+                        if delivery in each._family:
+                            if each is not receipt:
+                                each._left -= 1  # type: ignore[operator]
+                            each._family.discard(delivery)
+                        if each is not receipt and not each._left:
+                            if each._observers:
+                                notify(self, each._waiters or ())  # its payload is still wanted
+                            else:
+                                self._complete(each)
+            if not receipt._left and not receipt._observers:
+                self._complete(receipt)
+            if self.drains:
+                notify(self, self.drains)
+            if state is not RUNNING:
+                if delivery.receipt is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                    delivery.release()
+                if box.lane is not None:
+                    box.lane.offer()
+        except BaseException:
+            if again is None:
+                self.settle(delivery, status, again=(receipt, box, state))
+            raise
 
     def complete(
         self, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
     ) -> None:
         """In a step: a call has ended. It is settled, unless a time-out has done that, and its place is free."""
+        if delivery.receipt is None:  # pyright: ignore[reportUnnecessaryComparison]
+            return  # it is complete; a signal handler that raised made somebody ask again
         mark = delivery.receipt._mark
         box = delivery.box
         if mark:
@@ -471,6 +543,7 @@ class Engine:
         """In a step: every delivery is settled. Let go of the payload and the context, outside of the lock."""
         self.monitor.trash.append((receipt._payload, receipt._context, receipt._event))
         receipt._payload = receipt._context = receipt._event = receipt._engine = None
+        receipt._follows = None  # one that follows holds itself by it
         waiters = receipt._waiters
         if waiters:
             notify(self, waiters)
@@ -509,8 +582,9 @@ class Engine:
         self.monitor.after.append(self._tell)
 
     def _tell(self) -> None:
-        if primitives.get_ident() == self.timer.ident:
-            # on_error is user code, and time-outs must not wait for it.
+        ident = primitives.get_ident()
+        if ident == self.timer.ident or self.dispatcher.between(ident):
+            # on_error is user code, and neither time-outs nor a delivery that is claimed already must wait for it.
             try:
                 primitives.start_thread(self._tell, f"{self.name}-errors")
                 return
@@ -560,17 +634,18 @@ class Engine:
         if watcher is not None:
             self.error_watchers[box.id] = watcher
         try:
-            self.monitor.run(self._register, box, executor)
+            self.monitor.run_in_turn(self._register, box, executor)
         except Interrupted:
             self.monitor.defer(lambda: self._register_late(box, executor))
         except BaseException:
             self.error_watchers.pop(box.id, None)
+            self.monitor.run(self._unregister, box)
             raise
         return handle
 
     def _register_late(self, box: Mailbox, executor: Executor | None) -> None:
         try:
-            self.monitor.run(self._register, box, executor)
+            self.monitor.run_late(self._register, box, executor)
         except EventBusError as error:
             log.warning("a registration of %s that was put off is refused: %s", box.name, error)
             box.state = ENDED
@@ -590,6 +665,13 @@ class Engine:
         box.attach(executor)
         self.registry.add(box)
 
+    def _unregister(self, box: Mailbox) -> None:
+        """In a step: a registration that raised leaves nothing behind, however far it had come."""
+        if box.state == NEW:
+            box.state = ENDED
+        elif box.state == ACTIVE:
+            self._cancel(box, False)
+
     def _refuse_second(self, box: Mailbox) -> None:
         assert box.spec is not None
         for other in self.registry.boxes.values():
@@ -604,13 +686,17 @@ class Engine:
     def cancel(self, box: Mailbox, drain: bool = False) -> bool:
         """End a subscription; tells whether it was this call that did."""
         try:
-            return self.monitor.run(self._cancel, box, drain)
+            return self.monitor.run_in_turn(self._cancel, box, drain)
         except Interrupted:
+            ending = box.state in (NEW, ACTIVE)
             self.monitor.defer(lambda: self._cancel_late(box, drain))
-            return box.state in (NEW, ACTIVE)
+            return ending
+        except BaseException:
+            self.monitor.run(self._mend_cancel, box)
+            raise
 
     def _cancel_late(self, box: Mailbox, drain: bool) -> None:
-        self.monitor.run(self._cancel, box, drain)
+        self.monitor.run_late(self._cancel, box, drain)
 
     def _cancel(self, box: Mailbox, drain: bool) -> bool:
         state = box.state
@@ -619,27 +705,33 @@ class Engine:
         if state == NEW:
             box.state = ENDED
             return True
-        self.registry.remove(box)
         self.leftovers[box.id] = box
         box.state = DRAINING if drain and box.executor is not None else ENDED
-        if box.state == ENDED:
-            self.cancel_pending(box)
-        if box.closer is not None:
-            self.monitor.after.append(box.closer)
-        self.ripen(box)
+        self._finish_cancel(box)
         return state == ACTIVE
+
+    def _mend_cancel(self, box: Mailbox) -> None:
+        """In a step, after a signal handler has raised in the midst of a cancel: finish what had begun."""
+        box.purge()
+        self._finish_cancel(box)
+
+    def _finish_cancel(self, box: Mailbox) -> None:
+        if box.state in (DRAINING, ENDED) and box.id in self.leftovers:
+            self.registry.remove(box)
+            if box.state == ENDED:
+                self.cancel_pending(box)
+            if box.closer is not None:
+                self.monitor.after.append(box.closer)
+            self.ripen(box)
 
     def cancel_pending(self, box: Mailbox) -> int:
         """In a step: settle as cancelled what has not begun; gives how many."""
         count = 0
         for delivery in list(box.queue()):
-            box.discard(delivery)
-            self.settle(delivery, Status.CANCELLED)
+            box.retire(delivery, Status.CANCELLED)
             count += 1
         while box.line:
-            delivery = box.line[0]
-            box.leave_line(delivery)
-            self.settle(delivery, Status.CANCELLED)
+            box.retire_lined(box.line[0], Status.CANCELLED)
             count += 1
         if count and box.waiters:
             notify(self, box.waiters)
@@ -649,25 +741,27 @@ class Engine:
         """In a step: an ended subscription lets go of its handler once no call runs any more (G18)."""
         if box.state == DRAINING and box.idle():
             box.state = ENDED
-        if box.state != ENDED or box.running or self.leftovers.pop(box.id, None) is None:
+        if box.state != ENDED or box.running or box.id not in self.leftovers:
             return
-        self.monitor.trash.append((box.spec, box.options, box.home, box.key))
-        box.spec = box.home = box.key = box.handle = box.closer = None
-        self.error_watchers.pop(box.id, None)
-        box.options = replace(box.options, key=None)
-        box.executor = None
-        if box.lane is not None:
-            box.lane.members -= 1
-            if not box.lane.members:
-                self.lanes.pop(box.lane.name, None)
-            box.lane = None
-        totals = self.ended_totals
-        totals[0] += box.deliveries
-        for index, count in enumerate(box.counts, 1):
-            totals[index] += count
+        totals = [total + count for total, count in zip(self.ended_totals, (box.deliveries, *box.counts), strict=True)]
         if box.latencies is not None:
             self.ended_latencies[0].merge(box.latencies[0])
             self.ended_latencies[1].merge(box.latencies[1])
+            box.latencies = None
+        self.monitor.trash.append((box.spec, box.options, box.home, box.key))
+        self.error_watchers.pop(box.id, None)
+        box.options = replace(box.options, key=None)
+        lane = box.lane
+        if lane is not None:
+            box.lane = None
+            lane.members -= 1
+            if not lane.members:
+                self.lanes.pop(lane.name, None)
+        box.spec = box.home = box.key = box.handle = box.closer = None
+        box.executor = None
+        # From here on it is counted there; no call between, so that no signal handler can raise there.
+        del self.leftovers[box.id]
+        self.ended_totals = totals
         if box.waiters:
             notify(self, box.waiters)
 
@@ -675,7 +769,10 @@ class Engine:
 
     def quiet_waiter(self, box: Mailbox, actor: Any) -> Waiter:
         """A wait for the calls of a cancelled subscription, but for the caller's own."""
-        mine = chain_of(running_here(actor))
+        mine = set(stack_of(running_here(actor)))
+        if box.state == DRAINING:
+            # Inline ones that come after the caller are still to be run: a wait for these could never end.
+            mine = {each for each in mine if each.actor is not None}
 
         def others() -> list[Delivery]:
             return [each for each in (*box.running, *box.unsettled()) if each not in mine]
@@ -694,7 +791,7 @@ class Engine:
         owner = running_here(actor)
         if owner is not None and owner.box.engine is not self:
             owner = None
-        mine = chain_of(owner)
+        mine = set(stack_of(owner))
 
         def others() -> list[Delivery]:
             return [each for each in self._all_unsettled() if each.epoch in epochs and each not in mine]
@@ -723,6 +820,19 @@ class Engine:
         """In a step: who waits for whom has changed; drains within handlers leave out what waits for them."""
         if self.drains:
             notify(self, self.drains)
+
+    def watch_loops(self) -> None:
+        """In a step: somebody waits; see to it that a loop that was closed meanwhile is noticed."""
+        if not self.watching_loops and self.executors:
+            self.watching_loops = True
+            self.timer.at(LOOP_SECONDS, self._look_at_loops)
+
+    def _look_at_loops(self) -> None:
+        self.watching_loops = False
+        for executor in list(self.executors):
+            executor.check()
+        if self.sleepers:
+            self.watch_loops()
 
     def refuse_on_loop(self, waiter: Waiter, call: str) -> None:
         """Raise DeadlockError if waiting here would block a running event loop's own thread."""
@@ -779,6 +889,44 @@ class Engine:
     def _close_elsewhere(self, timeout: float | None) -> None:
         primitives.start_thread(lambda: self.close(timeout), f"{self.name}-close")
 
+    def close_soon(self, timeout: float | None, actor: Any) -> None:
+        """Begin to close, and see to it that it ends, drained or out of time, without anybody waiting for it."""
+        owner = running_here(actor)
+        try:
+            if self.monitor.run(self.begin_close):
+                return
+        except Interrupted:
+            self.monitor.defer(lambda: self.close_soon(timeout, actor))
+            return
+        waiter = self.drain_waiter(actor)
+        self.monitor.run(self._close_when, waiter, timeout, owner)
+
+    def _close_when(self, waiter: Waiter, timeout: float | None, owner: Delivery | None) -> None:
+        def finish() -> None:
+            self.monitor.run(self._end_close, owner)
+
+        waiter.wake = finish
+        if timeout == 0 or waiter.ready():
+            self.monitor.after.append(finish)
+            return
+        self.drains.append(waiter)
+        if timeout is not None:
+            self.timer.at(timeout, lambda: self.monitor.after.append(finish))
+
+    def closed_waiter(self) -> Waiter:
+        """A wait for the end of a close, threads included but for those stuck in handlers."""
+
+        def ready() -> bool:
+            return self.state == CLOSED and not self.dispatcher.idle
+
+        def enlist(waiter: Waiter, begin: bool) -> None:
+            if begin:
+                self.closers.append(waiter)
+            elif waiter in self.closers:
+                self.closers.remove(waiter)
+
+        return Waiter(f"the close of {self.name}", ready, enlist, LENIENT, list)
+
     def begin_close(self) -> bool:
         """In a step: from here on nothing comes in from outside. Tells whether the bus is closed already."""
         if self.state == OPEN:
@@ -786,7 +934,7 @@ class Engine:
             for box in self._all_boxes():
                 if box.executor is None and not box.inline:
                     self.cancel_pending(box)
-        return self.state == CLOSED
+        return self.closed_report is not None
 
     def end_close(self, actor: Any) -> CloseReport:
         """The second step of a close, whether drained or out of time; waits for idle threads to end."""
@@ -801,9 +949,9 @@ class Engine:
         return self.closed_report
 
     def _end_close(self, owner: Delivery | None) -> list[Worker]:
-        if self.state != CLOSED:
+        if self.closed_report is None:
             self.state = CLOSED
-            mine = chain_of(owner)
+            mine = set(stack_of(owner))
             # What waits for the caller's own handler goes on when that has returned.
             spared = set(mine)
             if owner is not None:
@@ -822,11 +970,12 @@ class Engine:
                 if box.state != ENDED:
                     box.state = ACTIVE
                     self._cancel(box, False)
-            self.closed_report = CloseReport(cancelled, tuple(stuck))
             for executor in self.executors:
                 executor.close()
             self.executors = []
             self.timer.stop()
+            self.closed_report = CloseReport(cancelled, tuple(stuck))
+            notify(self, self.closers)
         return self.dispatcher.stop()
 
     def finish_at_exit(self) -> None:
@@ -861,8 +1010,9 @@ class Engine:
         for box in boxes:
             for delivery in box.unsettled():
                 delivery.epoch = delivery.deadline = None
-                delivery.receipt._accepting = 0
                 self.settle(delivery, Status.CANCELLED)
+            for delivery in box.running:
+                delivery.actor = None  # the call that forked, if it is one of these, is nobody's here
         self.timer.renew()
         self.dispatcher.renew()
         executors = self.executors
@@ -928,6 +1078,8 @@ class Engine:
         coroutines: bool = False,
     ) -> tuple[tuple[str, ...], HandlerSpec, Options]:
         """Check a registration, changing nothing: the patterns, what the handler is, the options (G17)."""
+        if hasattr(topics, "__next__"):
+            topics = list(topics)  # it can be read only once
         patterns = check_patterns(topics)
         spec = describe(handler, payload=given.get("payload", UNSET), topics=topic_models(topics))
         if spec.is_async and not coroutines:
@@ -952,14 +1104,3 @@ class _KeysWanted(Exception):
         super().__init__()
         self.boxes = boxes
 
-
-def chain_of(delivery: Delivery | None) -> set[Delivery]:
-    """A running delivery and those on whose stack it runs inline."""
-    found: set[Delivery] = set()
-    while delivery is not None:
-        found.add(delivery)
-        delivery = delivery.outer
-    return found
-
-
-__all__ += ["chain_of"]

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from .dispatcher import Executor
     from .engine import Engine
     from .lane import Lane
-    from .subscription import Subscription
+    from .subscription import Handle
     from .waits import Waiter
 
-__all__ = ["ACTIVE", "DRAINING", "ENDED", "NEW", "KeyedMailbox", "Mailbox"]
+__all__ = ["ACTIVE", "COUNTER", "DRAINING", "ENDED", "NEW", "KeyedMailbox", "Mailbox"]
 
 # The states of a subscription, in order.
 NEW, ACTIVE, DRAINING, ENDED = range(4)
 
-_COUNTER = {
+COUNTER = {
     Status.DELIVERED: 0,
     Status.FAILED: 1,
     Status.TIMED_OUT: 2,
@@ -50,7 +50,7 @@ class Mailbox:
     __slots__ = (
         "closer",  # called, outside of the step, when the subscription ends
         "concurrency",
-        "counts",  # the six outcomes, in the order of _COUNTER
+        "counts",  # the six outcomes, in the order of COUNTER
         "deliveries",
         "engine",
         "executor",  # who runs the handler; None while it is unbound
@@ -100,7 +100,7 @@ class Mailbox:
         self.lane: Lane | None = None
         self.executor: Executor | None = None
         self.home: Any = None
-        self.handle: Subscription | None = None
+        self.handle: Handle | None = None
         self.closer: Callable[[], None] | None = None
         self.state = NEW
         self.queued = False
@@ -171,8 +171,7 @@ class Mailbox:
             if oldest is None:
                 self.engine.settle(delivery, Status.DROPPED)
             else:
-                self.discard(oldest)
-                self.engine.settle(oldest, Status.DROPPED)
+                self.retire(oldest, Status.DROPPED)
                 self.admit(delivery)
         elif policy != "block" or delivery.receipt._topic.startswith("bus/"):
             if delivery.receipt._topic.startswith("bus/"):
@@ -201,43 +200,61 @@ class Mailbox:
 
     def _impatient(self, delivery: Delivery) -> None:
         if delivery.state is LINED:
-            self.leave_line(delivery)
-            self.reject(
+            self.reject_lined(
                 delivery,
                 f"no room in the mailbox of {self.name} within block_timeout={self.options.block_timeout:g} s",
             )
 
-    def leave_line(self, delivery: Delivery) -> None:
-        """Take a delivery out of the waiting line; the caller settles or admits it."""
+    def retire_lined(self, delivery: Delivery, status: Status, error: BaseException | None = None) -> None:
+        """Settle a delivery of the waiting line and take it out."""
         assert self.line is not None
-        self.line.remove(delivery)
-        self._accepted(delivery)
+        try:
+            self.engine.settle(delivery, status, None, error)
+        finally:
+            if delivery.state is SETTLED:
+                self.line.remove(delivery)
 
-    def _accepted(self, delivery: Delivery) -> None:
-        receipt = delivery.receipt
-        receipt._accepting -= 1
-        if self.options.block_timeout is not None:
-            self.engine.timer.forget(delivery.deadline)
-        if receipt._accepting == 0 and receipt._waiters:
-            notify(self.engine, receipt._waiters)
+    def retire(self, delivery: Delivery, status: Status) -> None:
+        """Settle a pending delivery and take it out; in this order, for a signal handler may raise in between."""
+        key = delivery.key if self.key is not None else None
+        try:
+            self.engine.settle(delivery, status)
+        finally:
+            if delivery.state is SETTLED:
+                self.discard(delivery, key)
 
     def reject(self, delivery: Delivery, why: str) -> None:
         """No room: settle this delivery, tell whoever wants to hear of errors."""
+        self.engine.settle(delivery, Status.REJECTED, None, self._full(delivery, why))
+
+    def reject_lined(self, delivery: Delivery, why: str) -> None:
+        """As :meth:`reject`, for one that waits for space."""
+        self.retire_lined(delivery, Status.REJECTED, self._full(delivery, why))
+
+    def _full(self, delivery: Delivery, why: str) -> MailboxFullError:
         error = MailboxFullError(f"{why}; the delivery of {delivery.receipt._topic!r} was rejected")
         self.engine.report(delivery, error, "mailbox")
-        self.engine.settle(delivery, Status.REJECTED, None, error)
+        return error
 
     def reject_stuck(self, delivery: Delivery, cycle: tuple[str, ...]) -> None:
         """Waiting for this space would close a cycle of waits (G8): reject that one delivery."""
-        self.leave_line(delivery)
-        self.reject(delivery, f"waiting for space in the mailbox of {self.name} would never end: {' -> '.join(cycle)}")
+        self.reject_lined(
+            delivery, f"waiting for space in the mailbox of {self.name} would never end: {' -> '.join(cycle)}"
+        )
 
     def refill(self) -> None:
         """Admit from the waiting line what fits now, in order."""
         line = self.line
         while line and self.room(line[0]):
             delivery = line.popleft()
-            self._accepted(delivery)
+            receipt = delivery.receipt
+            delivery.state = PENDING
+            receipt._accepting -= 1
+            if delivery.deadline is not None:
+                self.engine.timer.forget(delivery.deadline)
+                delivery.deadline = None
+            if receipt._accepting == 0 and receipt._waiters:
+                notify(self.engine, receipt._waiters)
             self.admit(delivery)
 
     # Claiming
@@ -284,6 +301,25 @@ class Mailbox:
         if self.state is not ACTIVE:
             self.engine.ripen(self)
 
+    def purge(self) -> None:
+        """In a step that a signal handler broke: what is settled is pending no more."""
+        if self.pending:
+            self.pending = deque(each for each in self.pending if each.state is PENDING)
+        if self.line:
+            self.line = deque(each for each in self.line if each.state is LINED)
+
+    def mend(self, delivery: Delivery) -> bool:
+        """In a step that a signal handler broke while this one was admitted: complete that; False if it is not in."""
+        if delivery.state is LINED:
+            return self.line is not None and delivery in self.line
+        if delivery in self.running:
+            return True
+        if delivery not in self.queue():
+            return False
+        if self.lane is not None and self.executor is not None and delivery not in self.lane.line:
+            self.lane.join(delivery)
+        return True
+
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
         """For the wait graph: of each group one must end before this pending delivery can begin."""
         groups: list[list[Delivery]] = []
@@ -321,8 +357,8 @@ class Mailbox:
         """The pending delivery that was admitted first."""
         return self.pending[0] if self.pending else None
 
-    def discard(self, delivery: Delivery) -> None:
-        """Take a pending delivery out; the caller settles it."""
+    def discard(self, delivery: Delivery, key: Any) -> None:
+        """Take a pending delivery out."""
         assert self.pending is not None
         self.pending.remove(delivery)
 
@@ -331,8 +367,7 @@ class Mailbox:
         older = self.oldest()
         if older is None:
             return False
-        self.discard(older)
-        self.engine.settle(older, Status.DROPPED)
+        self.retire(older, Status.DROPPED)
         self.admit(delivery)
         return True
 
@@ -359,10 +394,6 @@ class Mailbox:
     def idle(self) -> bool:
         """Whether nothing is pending, in line or running."""
         return not self.running and not self.line and not self.size()
-
-    def count(self, status: Status) -> None:
-        """One more outcome."""
-        self.counts[_COUNTER[status]] += 1
 
     def sample(self, wait: float, run: float) -> None:
         """Note a sampled latency."""
@@ -426,6 +457,7 @@ class KeyedMailbox(Mailbox):
 
     def push(self, delivery: Delivery) -> None:
         key = delivery.key
+        self.order.append(delivery)
         waiting = self.by_key.get(key)
         if waiting is None:
             waiting = self.by_key[key] = deque()
@@ -433,7 +465,6 @@ class KeyedMailbox(Mailbox):
                 self.ready[key] = None
         waiting.append(delivery)
         self.held += 1
-        self.order.append(delivery)
         if len(self.order) > 2 * self.held + 64:
             self.order = deque(self.queue())
 
@@ -445,7 +476,7 @@ class KeyedMailbox(Mailbox):
             assert following is not None
             key = following.key
         delivery = self.by_key[key][0]
-        self.discard(delivery)
+        self.discard(delivery, key)
         self.ready.pop(key, None)
         self.busy[key] = delivery
         return delivery
@@ -459,22 +490,22 @@ class KeyedMailbox(Mailbox):
             order.popleft()
         return order[0] if order else None
 
-    def discard(self, delivery: Delivery) -> None:
-        key = delivery.key
+    def discard(self, delivery: Delivery, key: Any) -> None:
+        # The one call comes last, so that no signal handler that raises can leave this half-done.
         waiting = self.by_key[key]
-        waiting.remove(delivery)
         self.held -= 1
-        if not waiting:
+        if len(waiting) == 1:
             del self.by_key[key]
             self.ready.pop(key, None)
+        else:
+            waiting.remove(delivery)
 
     def replace(self, delivery: Delivery) -> bool:
         waiting = self.by_key.get(delivery.key)
         if not waiting:
             return False
         older = waiting[0]
-        self.discard(older)
-        self.engine.settle(older, Status.DROPPED)
+        self.retire(older, Status.DROPPED)
         self.admit(delivery)
         return True
 
@@ -484,6 +515,16 @@ class KeyedMailbox(Mailbox):
             del self.busy[key]
             if key in self.by_key:
                 self.ready[key] = None
+
+    def purge(self) -> None:
+        super().purge()
+        self.by_key, self.held = {}, 0
+        self.ready.clear()
+        for each in self.queue():
+            self.by_key.setdefault(each.key, deque()).append(each)
+            self.held += 1
+            if each.key not in self.busy:
+                self.ready[each.key] = None
 
     def queue(self) -> Iterator[Delivery]:
         return iter([each for each in self.order if each.state is PENDING])

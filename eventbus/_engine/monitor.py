@@ -5,6 +5,8 @@ Guarantees
       operation that made it (G3).
     * G12: a call that interrupts a step of its own thread (signal handler, ``__del__``, weakref callback) never waits
       for it. The lock is re-entrant, so it gets in, finds ``busy`` and is put off until the interrupted step has ended.
+      Calls that were put off stand in a line, which each leaves within the step by which it takes effect; as long as
+      one stands there, later calls that come out of step line up behind it.
     * What must happen outside of the lock (wake-ups, starting threads) is collected by the step in ``after`` and done
       once the lock is free. Such actions may be done twice and by any thread: they only wake.
 
@@ -12,7 +14,7 @@ State, and who owns it
     ``busy``      the lock's holder. True only within a step.
     ``after``     a deque: appended to in steps, popped by any thread (both atomic on every build).
     ``trash``     the lock's holder: what steps let go of, dropped once the lock is free, for user code may hang on it.
-    ``deferred``  thread ident -> calls put off by that thread; only that thread touches its own entry.
+    ``deferred``  thread ident -> the line of calls put off by that thread; only that thread touches its own entry.
 """
 
 from __future__ import annotations
@@ -30,12 +32,24 @@ __all__ = ["Interrupted", "Monitor"]
 
 T = TypeVar("T")
 PATIENCE = 20  # looks at a busy monitor before queueing for it
+ATTEMPTS = 3  # at a call that was put off, each broken by a signal handler
 
 log = logging.getLogger("eventbus")
 
 
 class Interrupted(Exception):
     """This thread is in the midst of a step already; what it wants has to be put off. Never reaches a user."""
+
+
+class Late:
+    """A call that was put off."""
+
+    __slots__ = ("attempts", "begun", "call")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+        self.begun = False
+        self.attempts = 0
 
 
 class Monitor:
@@ -52,7 +66,7 @@ class Monitor:
         self.busy = False
         self.after: deque[Callable[[], None]] = deque()
         self.trash: list[object] = []
-        self.deferred: dict[int, deque[Callable[[], None]]] = {}
+        self.deferred: dict[int, deque[Late]] = {}
 
     def run(self, step: Callable[..., T], *args: Any) -> T:
         """Run one step under the lock, then what it left in ``after``. Raises Interrupted on re-entry."""
@@ -71,14 +85,30 @@ class Monitor:
                     if trash:
                         self.trash = []
             del trash  # outside of the lock: this may run finalizers
+            if self.after or self.deferred:
+                self.flush()
         except Interrupted:
             raise  # the interrupted step will flush
         except BaseException:
             self.flush()
             raise
-        if self.after or self.deferred:
-            self.flush()
         return result
+
+    def run_in_turn(self, step: Callable[..., T], *args: Any) -> T:
+        """As :meth:`run`, for calls that keep their order: also Interrupted while others of this thread are put off."""
+        if self.deferred and self.pending_here():
+            raise Interrupted
+        return self.run(step, *args)
+
+    def run_late(self, step: Callable[..., T], *args: Any) -> T:
+        """As :meth:`run`, for a call that was put off: it leaves the line in the same step."""
+
+        def late() -> T:
+            result = step(*args)
+            self.leave_line()
+            return result
+
+        return self.run(late)
 
     def stand_back(self) -> None:
         """Another thread is in a step, and was made to yield the GIL in it: let it finish rather than queue up.
@@ -93,44 +123,83 @@ class Monitor:
 
     def defer(self, call: Callable[[], None]) -> None:
         """Put a call off until the step that it interrupted has ended; calls keep their order."""
-        self.deferred.setdefault(primitives.get_ident(), deque()).append(call)
+        self.deferred.setdefault(primitives.get_ident(), deque()).append(Late(call))
+        if not (self.busy and primitives.owns(self.lock)):
+            self.flush()  # between two steps: nothing holds the line up
 
     def pending_here(self) -> bool:
-        """Whether this thread has put calls off that have not run yet."""
-        return primitives.get_ident() in self.deferred
+        """Whether this thread has put calls off that have not taken effect yet."""
+        return bool(self.deferred.get(primitives.get_ident()))
+
+    def leave_line(self) -> None:
+        """In a step: the first call that this thread has put off takes effect."""
+        self.deferred[primitives.get_ident()].popleft()
 
     def flush(self) -> None:
         """Do what steps have left to do outside of the lock. Never called within a step."""
         if self.deferred:
             self._catch_up()
         after = self.after
-        while True:
-            try:
-                action = after.popleft()
-            except IndexError:
-                return
-            try:
-                action()
-            except BaseException:
-                # A signal handler raised in the midst of it: a wake-up must not be lost, and may come twice.
-                after.append(action)
-                _quietly(self.flush)
-                raise
+        taken: list[Callable[[], None]] = []
+        try:
+            while after:
+                # One call into C, so that no signal handler can raise between taking an action and having it.
+                taken.extend(map(_popleft, (after,)))
+                taken[0]()
+                taken.clear()
+        except BaseException as error:
+            if isinstance(error, IndexError) and not taken:
+                return  # another thread took the last one
+            # A signal handler raised in the midst of it: a wake-up must not be lost, and may come twice.
+            after.extend(taken)
+            _quietly(self.flush)
+            raise
 
     def _catch_up(self) -> None:
         ident = primitives.get_ident()
-        while calls := self.deferred.get(ident):
-            call = calls.popleft()
-            if not calls:
-                self.deferred.pop(ident, None)
+        while (line := self.deferred.get(ident)) is not None:
+            late = _first(line)
+            if late is None:
+                self.run(self._forget_line, ident)
+                continue
+            if late.begun:
+                return  # it is further up on this stack, and the rest follows from there
+            late.begun = True
+            if _first(line) is not late:
+                continue  # an interruption between these lines has done it
+            late.attempts += 1
             try:
-                call()
-            except Exception:
-                log.exception("a call that was put off because it interrupted the bus has failed")
+                late.call()
+            except BaseException:
+                # A signal handler raised in the midst of it: what has not taken effect yet is tried again.
+                late.begun = False
+                if late.attempts < ATTEMPTS:
+                    _quietly(self._catch_up)
+                elif _first(line) is late:
+                    line.popleft()
+                raise
+            if _first(line) is late:
+                line.popleft()  # it was refused
+
+    def _forget_line(self, ident: int) -> None:
+        # In a step every interruption lines up, so none takes effect between these two lines, and none is lost.
+        line = self.deferred.pop(ident, None)
+        if line:
+            self.deferred.setdefault(ident, deque()).extendleft(reversed(line))
+
+
+_popleft: Callable[[deque[Callable[[], None]]], Callable[[], None]] = deque.popleft
+
+
+def _first(line: deque[Late]) -> Late | None:
+    try:
+        return line[0]
+    except IndexError:
+        return None
 
 
 def _quietly(call: Callable[[], None]) -> None:
     try:
         call()
     except BaseException:
-        log.exception("a wake-up failed")
+        log.exception("a wake-up or a call that was put off has failed")

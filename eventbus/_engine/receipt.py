@@ -168,16 +168,20 @@ class Receipt:
     # What the engine and the facade use.
 
     def _as_event(self) -> Event:
-        """The one Event of this emit. Only while a delivery of it is unsettled."""
+        """The one Event of this emit; without its payload once all deliveries are settled."""
         engine = self._engine
-        assert engine is not None
+        if engine is None:
+            return self._make_event()
         with engine.monitor.lock:  # two threads may want it at once; re-entrant, so also within a step
             event = self._event
             if event is None:
-                event = self._event = Event(
-                    self._topic, self._payload, self._seq, self._timestamp, self._uid, self._lineage, self._headers
-                )
+                event = self._make_event()
+                if self._engine is not None:
+                    self._event = event
         return event
+
+    def _make_event(self) -> Event:
+        return Event(self._topic, self._payload, self._seq, self._timestamp, self._uid, self._lineage, self._headers)
 
     def _refuse(self, error: EventBusError) -> None:
         """The emit that was put off did not take effect: whoever waits is told."""

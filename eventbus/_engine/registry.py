@@ -93,8 +93,8 @@ class Registry:
         self.boxes[box.id] = box
         for pattern in box.patterns:
             if "*" in pattern:
-                self._generation += 1  # every remembered route may be out of date; each is looked at when next used
                 self._place(pattern)[box.id] = box
+                self._generation += 1  # every remembered route may be out of date; each is looked at when next used
             else:
                 exact = self._exact.get(pattern)
                 if exact is None:
@@ -107,12 +107,12 @@ class Registry:
 
     def remove(self, box: Mailbox) -> bool:
         """Take a mailbox out; tells whether it was in. O(levels)."""
-        if self.boxes.pop(box.id, None) is None:
+        if box.id not in self.boxes:
             return False
         for pattern in box.patterns:
             if "*" in pattern:
-                self._generation += 1
                 self._prune(pattern, box.id)
+                self._generation += 1
             else:
                 self.routes.pop(pattern, None)
                 exact = self._exact.get(pattern)
@@ -124,6 +124,7 @@ class Registry:
                             self._tallies[pattern] = exact.tally
                         else:
                             self._other.emits += exact.tally.emits
+        del self.boxes[box.id]  # last, for a signal handler that raises: then it is done again
         return True
 
     def route(self, topic: str) -> Route:
@@ -181,7 +182,10 @@ class Registry:
             path.append(last)
         nodes = [self._root]
         for level in path:
-            nodes.append(nodes[-1].children[level])
+            node = nodes[-1].children.get(level)
+            if node is None:
+                return  # a registration that a signal handler cut off
+            nodes.append(node)
         (nodes[-1].tail if last == "**" else nodes[-1].here).pop(number, None)
         for parent, level, node in zip(reversed(nodes[:-1]), reversed(path), reversed(nodes[1:]), strict=True):
             if node.children or node.here or node.tail:

@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from .._values.stats import SubscriptionStats
     from .mailbox import Mailbox
 
-__all__ = ["Subscription"]
+__all__ = ["Handle", "Subscription"]
 
 
-class Subscription:
-    """A handler on one or several patterns, with its own mailbox. Made by ``on()``; safe in any thread.
-
-    A context manager: leaving it is ``cancel(wait=True)``.
+class Handle:
+    """What the subscriptions of both faces tell of themselves.
 
     Attributes:
         id: A number, unique on the bus, in order of registration.
@@ -68,6 +66,21 @@ class Subscription:
         box = self._box
         return box.engine.look(box.stats)
 
+    def __repr__(self) -> str:
+        box = self._box
+        state = ("not in effect yet", "active", "draining", "ended")[box.state]
+        return f"<{type(self).__name__} {box.id} {box.name} on {', '.join(box.patterns)}: {state}>"
+
+
+class Subscription(Handle):
+    """A handler on one or several patterns, with its own mailbox. Made by ``on()``; safe in any thread.
+
+    A context manager: leaving it is ``cancel(wait=True)``. What it tells of itself: ``id``, ``name``, ``topics``,
+    ``handler``, ``active``, ``stats()``.
+    """
+
+    __slots__ = ()
+
     def cancel(self, wait: bool = False, timeout: float | None = None, *, drain: bool = False) -> bool:
         """End the subscription: once this has returned, nothing more is claimed (G2).
 
@@ -100,13 +113,8 @@ class Subscription:
     ) -> None:
         self.cancel(wait=True)
 
-    def __repr__(self) -> str:
-        box = self._box
-        state = ("not in effect yet", "active", "draining", "ended")[box.state]
-        return f"<{type(self).__name__} {box.id} {box.name} on {', '.join(box.patterns)}: {state}>"
 
-
-def sleep_unless_loop(subscription: Subscription, timeout: float | None) -> bool:
+def sleep_unless_loop(subscription: Handle, timeout: float | None) -> bool:
     """Wait until no call of it runs any more; tells whether that came true in time."""
     box = subscription._box
     engine = box.engine

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import DeadlockError
 from . import primitives
-from .delivery import LINED, PENDING, running_here
+from .delivery import LINED, PENDING, running_here, stack_of
 from .monitor import Interrupted
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
         engine.waiting[waiter] = None
         if owner.worker is not None:
             owner.worker.enter_wait()
-    elif owner is not None and owner.worker is not None:
-        owner.worker.enter_wait()
     waiter.enlist(waiter, True)
+    engine.sleepers += 1
+    engine.watch_loops()
     engine.recheck()
     return False
 
@@ -97,13 +97,14 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
 def end(engine: Engine, waiter: Waiter) -> bool:
     """In a step: leave a wait, however it ended. Tells whether what was waited for has happened."""
     waiter.enlist(waiter, False)
+    engine.sleepers -= 1
     owner = waiter.owner
     if owner is not None:
         if engine.waiting.pop(waiter, 0) is None:
             _mark(owner, None)
+            if owner.worker is not None:
+                owner.worker.exit_wait()
         waiter.owner = None
-        if owner.worker is not None:
-            owner.worker.exit_wait()
         engine.recheck()
     return waiter.done
 
@@ -122,11 +123,17 @@ def sleep(engine: Engine, waiter: Waiter, timeout: float | None, insist: bool = 
         raise DeadlockError(
             f"cannot wait for {waiter.text} here: the waiting code interrupted the bus in this very thread"
         ) from None
+    # The handler may be another bus's: its worker is not this monitor's to touch.
+    owner = waiter.owner
+    away = owner.worker if owner is not None and owner.box.engine is not engine else None
     try:
         if timeout != 0:
             if insist:
                 engine.dispatcher.assure()
-            sleeper.sleep(timeout)
+            if away is None:
+                sleeper.sleep(timeout)
+            else:
+                away.sleep_elsewhere(sleeper, timeout)
     finally:
         done = monitor.run(end, engine, waiter)
     if waiter.error is not None:
@@ -140,11 +147,9 @@ def deadlock(waiter: Waiter, cycle: list[str]) -> DeadlockError:
 
 
 def _mark(owner: Delivery, waiter: Waiter | None) -> None:
-    # Inline handlers run on the stack of another handler, which waits as long as they do.
-    each: Delivery | None = owner
-    while each is not None:
+    # Whoever runs inline holds up the handler on whose stack he is, and those that come after him.
+    for each in stack_of(owner):
         each.waiter = waiter
-        each = each.outer
 
 
 def stuck_on(owner: Delivery, waiter: Waiter, target: Delivery | None = None) -> list[str]:
@@ -167,10 +172,7 @@ def live_from(start: list[Delivery], without: Delivery | None = None) -> set[Del
     With ``without``: those that can end though that one (and whoever it runs inline for) never does; here drains count
     as waits like any other.
     """
-    fixed: set[Delivery] = set()
-    while without is not None:
-        fixed.add(without)
-        without = without.outer
+    fixed = set(stack_of(without))
     groups_of: dict[Delivery, list[list[Delivery]]] = {}
     agenda = list(start)
     while agenda:

@@ -1,0 +1,33 @@
+"""The one door for those who build on the core: the asyncio facade first. No promise of stability beyond the repository.
+
+It re-exports, and has no logic.
+"""
+
+from ._bus import BusArguments as BusArguments
+from ._bus import OptionArguments as OptionArguments
+from ._bus import check_emit as check_emit
+from ._bus import check_extras as check_extras
+from ._bus import default as default
+from ._bus import first_answer as first_answer
+from ._bus import stream_options as stream_options
+from ._engine import primitives as primitives
+from ._engine.buffer import StreamMailbox as StreamMailbox
+from ._engine.call import context_of as context_of
+from ._engine.call import enter as enter
+from ._engine.call import report as report
+from ._engine.call import strip as strip
+from ._engine.delivery import SETTLED as SETTLED
+from ._engine.delivery import Delivery as Delivery
+from ._engine.dispatcher import Executor as Executor
+from ._engine.engine import CLOSED as CLOSED
+from ._engine.engine import OPEN as OPEN
+from ._engine.engine import Engine as Engine
+from ._engine.mailbox import ENDED as ENDED
+from ._engine.mailbox import Mailbox as Mailbox
+from ._engine.subscription import Handle as Handle
+from ._engine.waits import Waiter as Waiter
+from ._engine.waits import begin as begin
+from ._engine.waits import end as end
+from ._scope import ScopeCore as ScopeCore
+from ._scope import marked_methods as marked_methods
+from ._values.options import check_timeout as check_timeout

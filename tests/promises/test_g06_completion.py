@@ -1,0 +1,244 @@
+"""G6: ``receipt.wait()`` returns once every delivery is settled; ``request`` gives the first success."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import pytest
+from kit import BOUND, Gate, Log, Team, soon
+
+from eventbus import EventBus, EventTimeoutError, NoHandlerError, OptionError, Status
+
+
+def raising(error: BaseException) -> Any:
+    def handler(_: Any) -> None:
+        raise error
+
+    return handler
+
+
+def test_g6_wait_returns_the_receipt_once_all_are_settled(bus: EventBus) -> None:
+    with Gate() as gate:
+        bus.on("a", Log())
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        soon(lambda: len(receipt.outcomes) == 1)
+        with pytest.raises(EventTimeoutError, match="Gate"):
+            receipt.wait(0)
+        assert not receipt.done
+        gate.open()
+        assert receipt.wait(BOUND) is receipt
+        assert receipt.done
+        assert receipt.wait(0) is receipt
+        assert receipt.wait() is receipt
+
+
+def test_g6_a_wait_that_runs_out_names_what_is_unsettled_and_undoes_nothing(bus: EventBus) -> None:
+    with Gate("done") as gate:
+        bus.on("a/b", gate, name="slow one")
+        bus.on("a/b", Log(), name="quick one")
+        receipt = bus.emit("a/b")
+        soon(lambda: len(receipt.outcomes) == 1)
+        with pytest.raises(TimeoutError) as caught:
+            receipt.wait(0.001)
+        assert "slow one" in str(caught.value)
+        assert "a/b" in str(caught.value)
+        assert "quick one" not in str(caught.value)
+    assert receipt.wait(BOUND).outcomes[0].value == "done"
+
+
+def test_g6_outcomes_are_kept_per_subscription_in_order_of_registration(bus: EventBus) -> None:
+    with Gate("slow") as gate:
+        slow = bus.on("a/*", gate, name="slow")
+        quick = bus.on("a/b", lambda _: "quick", name="quick")
+        inline = bus.on("**", lambda _: "inline", inline=True)
+        failing = bus.on("a/b", raising(ValueError("on purpose")))
+        receipt = bus.emit("a/b")
+        soon(lambda: len(receipt.outcomes) == 3)
+        assert [outcome.value for outcome in receipt.outcomes] == ["quick", "inline", None]
+    outcomes = receipt.wait(BOUND).outcomes
+    assert [outcome.subscription_id for outcome in outcomes] == [slow.id, quick.id, inline.id, failing.id]
+    assert [outcome.status for outcome in outcomes] == ["delivered", "delivered", "delivered", "failed"]
+    assert [outcome.name for outcome in outcomes[:2]] == ["slow", "quick"]
+    assert {outcome.topic for outcome in outcomes} == {"a/b"}
+    assert all(outcome.duration >= 0.0 for outcome in outcomes)
+    assert receipt.results() == ["slow", "quick", "inline"]
+    assert receipt.deliveries == 4
+
+
+def test_g6_a_receipt_of_nothing_is_settled_at_once(bus: EventBus) -> None:
+    receipt = bus.emit("nobody/listens")
+    assert receipt.done
+    assert (receipt.deliveries, receipt.outcomes, receipt.results()) == (0, (), [])
+    assert receipt.wait() is receipt
+
+
+def test_g6_many_threads_wait_for_one_receipt(bus: EventBus) -> None:
+    with Gate() as gate:
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        gate.entered()
+        with Team() as team:
+            for _ in range(8):
+                team.add(receipt.wait, BOUND)
+            team.go()
+            gate.open()
+        assert team.results == [receipt] * 8
+
+
+def test_g6_hammer_wait_and_settle_at_once_miss_each_other_never(bus: EventBus) -> None:
+    """F18: the wait begins as the last delivery is settled."""
+    start = threading.Barrier(3)
+    bus.on("a", lambda _: None)
+    bus.on("a", lambda _: None, concurrency=2)
+    rounds = 150
+
+    def waiter() -> None:
+        for _ in range(rounds):
+            start.wait(BOUND)
+            receipts.append(bus.emit("a").wait(BOUND))
+
+    receipts: list[Any] = []
+    Team(waiter, waiter, waiter).run()
+    assert len(receipts) == 3 * rounds
+    assert all(receipt.done for receipt in receipts)
+
+
+def test_g6_a_receipt_lives_on_after_the_bus(bus: EventBus) -> None:
+    with EventBus("short") as short:
+        short.on("a", lambda _: 5)
+        receipt = short.emit("a").wait(BOUND)
+    assert receipt.wait(0).results() == [5]
+
+
+def test_g6_a_receipt_is_equal_and_hashed_by_identity_read_only_and_weakly_referenceable(bus: EventBus) -> None:
+    one, two = bus.emit("a"), bus.emit("a")
+    assert one != two
+    assert len({one, two, one}) == 2
+    assert weakref.ref(one)() is one
+    assert one.event_id != two.event_id
+    for name in ("event_id", "deliveries", "done", "outcomes"):
+        with pytest.raises(AttributeError):
+            setattr(one, name, None)
+    assert "a" in repr(one)
+
+
+def test_g6_a_dropped_receipt_loses_nothing(bus: EventBus) -> None:
+    log = Log()
+    bus.on("a", log)
+    for number in range(100):
+        bus.emit("a", number)
+    assert log.reached(100) == list(range(100))
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), -0.001])
+def test_g6_a_time_out_that_cannot_be_is_refused(bus: EventBus, timeout: float) -> None:
+    receipt = bus.emit("a")
+    with pytest.raises(OptionError):
+        receipt.wait(timeout)
+    with pytest.raises(OptionError):
+        bus.request("a", timeout=timeout)
+
+
+# request
+
+
+@pytest.mark.parametrize("value", [None, 0, "", False, [1]])
+def test_g6_request_gives_a_success_none_included(bus: EventBus, value: Any) -> None:
+    bus.on("a", lambda _: value)
+    assert bus.request("a", timeout=BOUND) is value
+
+
+def test_g6_request_gives_the_first_success_and_does_not_wait_for_the_rest(bus: EventBus) -> None:
+    with Gate("slow") as gate:
+        bus.on("a", gate)
+        bus.on("a", raising(ValueError("on purpose")))
+        bus.on("a", lambda payload: payload + 1)
+        assert bus.request("a", 1, BOUND) == 2
+        assert gate.left == 0
+
+
+def test_g6_request_of_failing_handlers_raises_all_errors(bus: EventBus) -> None:
+    bus.on("a", raising(ValueError("one")))
+    bus.on("a", raising(KeyError("two")), inline=True)
+    with pytest.raises(ExceptionGroup) as caught:
+        bus.request("a", timeout=BOUND)
+    assert [type(each) for each in caught.value.exceptions] == [ValueError, KeyError]
+
+
+def test_g6_request_of_a_base_exception_raises_a_base_exception_group(bus: EventBus) -> None:
+    bus.on("a", raising(SystemExit(3)))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        bus.request("a", timeout=BOUND)
+    assert not isinstance(caught.value, Exception)
+
+
+def test_g6_request_without_a_handler_raises_and_delivers_nothing(bus: EventBus) -> None:
+    heard = Log()
+    bus.on("a", heard, observer=True)
+    with pytest.raises(NoHandlerError, match="'a'"):
+        bus.request("a", timeout=BOUND)
+    bus.drain(BOUND)
+    assert heard.items == []
+
+
+def test_g6_request_whose_only_handler_is_cancelled_raises(bus: EventBus) -> None:
+    with Gate() as gate:
+        subscription = bus.on("a", gate)
+        bus.emit("a")
+        gate.entered()
+        with Team() as team:
+            team.add(lambda: pytest.raises(NoHandlerError, bus.request, "a", None, BOUND))
+            team.go()
+            soon(lambda: subscription.stats().pending == 1)
+            subscription.cancel()
+        assert team.results[0] is not None
+
+
+def test_g6_request_runs_out_of_time_and_the_handler_goes_on(bus: EventBus) -> None:
+    with Gate() as gate:
+        subscription = bus.on("a", gate)
+        with pytest.raises(EventTimeoutError, match="'a'"):
+            bus.request("a", timeout=0.001)
+        gate.open()
+        bus.drain(BOUND)
+        assert subscription.stats().delivered == 1
+
+
+def test_g6_request_inside_a_handler(bus: EventBus) -> None:
+    bus.on("square", lambda n: n * n)
+    bus.on("sum", lambda n: sum(bus.request("square", each, BOUND) for each in range(n)))
+    assert bus.request("sum", 5, BOUND) == 30
+
+
+def test_g6_many_requests_at_once_get_their_own_answers(bus: EventBus) -> None:
+    bus.on("echo", lambda payload: payload, concurrency=3)
+
+    def ask(index: int) -> list[Any]:
+        return [bus.request("echo", (index, n), BOUND) for n in range(60)]
+
+    with Team() as team:
+        for index in range(4):
+            team.add(ask, index)
+    assert team.results == [[(index, n) for n in range(60)] for index in range(4)]
+
+
+def test_g6_request_does_not_raise_by_propagate_errors_what_another_handler_raised() -> None:
+    with EventBus("propagates", propagate_errors=True) as bus:
+        bus.on("a", raising(ValueError("on purpose")))
+        bus.on("a", lambda _: "answer")
+        assert bus.request("a", timeout=BOUND) == "answer"
+
+
+def test_g6_a_success_after_a_time_out_is_no_success(bus: EventBus) -> None:
+    with Gate("late") as gate:
+        bus.on("a", gate, timeout=0.005)
+        receipt = bus.emit("a").wait(BOUND)
+        assert receipt.outcomes[0].status is Status.TIMED_OUT
+        gate.open()
+        gate.passed()
+        bus.emit("a").wait(BOUND)
+        assert receipt.outcomes[0].status is Status.TIMED_OUT
+        assert receipt.results() == []

@@ -1,0 +1,306 @@
+"""G11: after ``os.fork()`` the child's bus works, and the parent's is untouched.
+
+Every test forks in a process of its own, so that nothing of pytest is forked with it; a child that hangs is killed
+with its whole process group.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
+
+BOUND = 20.0
+ROOT = Path(__file__).resolve().parents[2]
+
+PRELUDE = """
+import os, sys, threading, warnings, traceback
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks with threads: they are the point here
+from eventbus import *
+
+BOUND = 10.0
+
+def forked(child):
+    '''Run a function in a child; gives its exit code: 0 if it returned.'''
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            child()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+def run(program: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(program)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+    )
+    try:
+        output, _ = process.communicate(timeout=BOUND)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"hangs:\n{output}")
+    assert process.returncode == 0, output
+
+
+def test_a_used_bus_works_in_the_child_and_in_the_parent() -> None:
+    """G11: registrations kept, no threads until used, statistics empty; the parent does not notice."""
+    run(
+        """
+        bus = EventBus()
+        got = []
+        subscription = bus.on("t/*", lambda payload: got.append(payload) or payload)
+        bus.emit("t/a", 1).wait(BOUND)
+        assert threading.active_count() > 1
+
+        def child():
+            assert threading.active_count() == 1
+            assert bus.subscriptions() == (subscription,) and subscription.active
+            stats = bus.stats()
+            assert stats.events == 0 and stats.totals.deliveries == 0 and subscription.stats().deliveries == 0
+            assert stats.pool.threads == 0
+            assert bus.emit("t/a", 2).wait(BOUND).results() == [2]
+            assert got == [1, 2]
+            assert bus.stats().events == 1
+            assert subscription.cancel(wait=True, timeout=BOUND)
+            assert bus.emit("t/a", 3).deliveries == 0
+            report = bus.close(BOUND)
+            assert report.cancelled == 0 and not report.stuck
+
+        assert forked(child) == 0
+        assert bus.emit("t/a", 2).wait(BOUND).results() == [2]
+        assert got == [1, 2] and bus.stats().totals.delivered == 2
+        bus.close(BOUND)
+        """
+    )
+
+
+def test_a_bus_that_was_never_used_works_in_the_child() -> None:
+    """A module-level bus before a pre-forking server."""
+    run(
+        """
+        bus = EventBus()
+        bus.on("t", lambda payload: payload * 2)
+
+        def child():
+            assert bus.request("t", 21, BOUND) == 42
+            bus.close(BOUND)
+
+        assert [forked(child) for _ in range(3)] == [0, 0, 0]
+        assert bus.request("t", 21, BOUND) == 42
+        """
+    )
+
+
+def test_events_of_parent_and_child_have_different_ids() -> None:
+    run(
+        """
+        bus = EventBus()
+        bus.on("t", lambda payload: None)
+        first = bus.emit("t").event_id
+        read, write = os.pipe()
+
+        def child():
+            os.write(write, bus.emit("t").event_id.encode())
+
+        assert forked(child) == 0
+        assert os.read(read, 100).decode() not in (first, bus.emit("t").event_id)
+        """
+    )
+
+
+def test_what_is_unsettled_is_cancelled_in_the_child_and_goes_on_in_the_parent() -> None:
+    """Running, pending and lined-up deliveries; mailboxes and lanes are empty in the child."""
+    run(
+        """
+        bus = EventBus()
+        begun, gate, got = threading.Event(), threading.Event(), []
+
+        def handler(payload):
+            begun.set()
+            assert gate.wait(BOUND)
+            got.append(payload)
+
+        for options in ({"max_pending": 1}, {"key": lambda event: 0, "concurrency": 2}):
+            begun.clear(), gate.clear(), got.clear()
+            with bus.scope() as scope:
+                subscription = scope.on("t", handler, lane="lane", **options)
+                receipts = [bus.emit("t", 0)]
+                assert begun.wait(BOUND)
+                receipts.append(bus.emit("t", 1))
+                if "max_pending" in options:
+                    third = []
+                    lined = threading.Thread(target=lambda: third.append(bus.emit("t", 2)), daemon=True)
+                    lined.start()
+                    while subscription.stats().pending < 2 and lined.is_alive():
+                        pass
+
+                def child():
+                    for each in receipts:
+                        assert each.done
+                        assert [outcome.status for outcome in each.wait(BOUND).outcomes] == ["cancelled"]
+                    stats = subscription.stats()
+                    assert (stats.deliveries, stats.pending, stats.running) == (0, 0, 0)
+                    gate.set()
+                    assert [o.status for o in bus.emit("t", 9).wait(BOUND).outcomes] == ["delivered"]
+                    bus.drain(BOUND)
+                    assert got == [9], got
+
+                assert forked(child) == 0
+                assert not any(each.done for each in receipts)
+                gate.set()
+                if "max_pending" in options:
+                    lined.join(BOUND)
+                    receipts += third
+                for each in receipts:
+                    assert [outcome.status for outcome in each.wait(BOUND).outcomes] == ["delivered"]
+                assert got == list(range(len(receipts)))
+        """
+    )
+
+
+def test_a_fork_while_other_threads_are_inside_the_bus() -> None:
+    """Locks held elsewhere, half-done registrations: each child works at once."""
+    run(
+        """
+        bus = EventBus()
+        bus.on("t/**", lambda payload: payload)
+        over = threading.Event()
+
+        def churn(number):
+            while not over.is_set():
+                subscription = bus.on(["t/*", f"t/{number}"], lambda payload: None, lane="lane")
+                receipt = bus.emit(f"t/{number}", number)
+                subscription.cancel()
+                bus.stats()
+
+        threads = [threading.Thread(target=churn, args=(n,), daemon=True) for n in range(3)]
+        for each in threads:
+            each.start()
+
+        def child():
+            assert 1 in bus.emit("t/1", 1).wait(BOUND).results()
+            subscription = bus.on("new", lambda payload: payload)
+            assert bus.request("new", 7, BOUND) == 7
+            assert subscription.cancel(wait=True, timeout=BOUND)
+            bus.drain(BOUND)
+            bus.close(BOUND)
+
+        codes = [forked(child) for _ in range(40)]
+        over.set()
+        for each in threads:
+            each.join(BOUND)
+        assert codes == [0] * 40, codes
+        bus.drain(BOUND)
+        totals = bus.stats().totals
+        assert totals.deliveries == totals.delivered + totals.cancelled
+        """
+    )
+
+
+def test_a_fork_inside_a_handler() -> None:
+    """The child's only thread is in a handler: it may emit there, and ends without a hang when that returns."""
+    run(
+        """
+        bus = EventBus()
+        echoed = []
+        bus.on("echo", lambda payload: echoed.append(payload) or payload)
+
+        def handler(payload):
+            def child():
+                assert bus.emit("echo", 5).wait(BOUND).results() == [5]
+            return forked(child)
+
+        bus.on("t", handler)
+        assert bus.emit("t").wait(BOUND).results() == [0]
+
+        def leaves(payload):
+            return os.fork()  # the child runs on, out of the handler, and its process ends with its only thread
+
+        bus.on("leave", leaves)
+        pid, = bus.emit("leave").wait(BOUND).results()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert bus.emit("echo", 6).wait(BOUND).results() == [6]
+        """
+    )
+
+
+def test_streams_and_closed_buses_in_the_child() -> None:
+    run(
+        """
+        bus, closed = EventBus(), EventBus()
+        stream = bus.stream("t")
+        bus.emit("t", 1)
+        closed.close()
+
+        def child():
+            bus.emit("t", 2)
+            assert stream.get(BOUND).payload == 2  # the buffer of the parent stays there
+            assert closed.closed
+            try:
+                closed.emit("t")
+            except BusClosedError:
+                pass
+            else:
+                raise AssertionError("open again")
+            closed.close()
+
+        assert forked(child) == 0
+        assert stream.get(BOUND).payload == 1
+        """
+    )
+
+
+def test_a_fork_in_the_midst_of_a_step_of_ones_own() -> None:
+    """A signal handler that forks while the interrupted thread is inside ``emit``: parent and child both go on."""
+    run(
+        """
+        import signal
+        bus = EventBus()
+        bus.on("t", lambda payload: payload)
+        bus.emit("t", 0).wait(BOUND)
+        children, busy = [], []
+
+        def on_signal(number, frame):
+            if len(children) < 5 and not busy:  # forks within forks are another matter
+                busy.append(True)
+                children.append(os.fork())
+                busy.clear()
+
+        signal.signal(signal.SIGALRM, on_signal)
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+        while len(children) < 5 and 0 not in children:
+            bus.emit("t", 1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        code = 1
+        try:
+            assert bus.emit("t", 3).wait(BOUND).results() == [3]
+            bus.drain(BOUND)
+            code = 0
+        finally:
+            if 0 in children:
+                sys.stderr.flush()
+                os._exit(code)
+        assert [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children] == [0] * 5
+        """
+    )

@@ -1,0 +1,321 @@
+"""G18: nothing is kept. Weak references, with the collector off: what lives on is held, not merely uncollected."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from kit import BOUND, dies
+
+from eventbus import Event, EventBus, Receipt, Topic
+
+variable: ContextVar[Any] = ContextVar("variable", default=None)
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Thing:
+    """Weakly referenceable: a payload, a context value, a return value."""
+
+
+class Handler(Thing):
+    def __call__(self, payload: Any) -> None:
+        """Take it and forget it."""
+
+
+class Failure(Exception):
+    """Weakly referenceable, unlike the built-in ones."""
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "inline": {"inline": True},
+    "keyed": {"key": lambda event: 1, "concurrency": 2},
+    "laned": {"lane": "lane"},
+    "timed": {"timeout": 30.0},
+    "observer": {"observer": True},
+    "latest": {"overflow": "latest"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_finished_receipt_holds_neither_payload_nor_context(options: dict[str, Any]) -> None:
+    with EventBus() as bus:
+        bus.on("t", Handler(), **options)
+        payload, value = Thing(), Thing()
+        references = weakref.ref(payload), weakref.ref(value)
+        token = variable.set(value)
+        receipt = bus.emit("t", payload).wait(BOUND)
+        variable.reset(token)
+        del payload, value, token
+        bus.drain(BOUND)
+        assert all(map(dies, references))
+        assert receipt.done
+
+
+def test_an_unheard_event_holds_nothing() -> None:
+    with EventBus() as bus:
+        payload = Thing()
+        reference = weakref.ref(payload)
+        receipt = bus.emit("t", payload)
+        del payload
+        assert reference() is None
+        assert receipt.done
+
+
+def test_the_bus_keeps_no_finished_receipt_and_no_event() -> None:
+    with EventBus() as bus:
+        events: list[weakref.ref[Event]] = []
+        bus.on("t", lambda event: events.append(weakref.ref(event)), payload=Event)
+        receipt = bus.emit("t").wait(BOUND)
+        reference: weakref.ref[Receipt] = weakref.ref(receipt)
+        del receipt
+        assert dies(reference)
+        assert all(map(dies, events))
+
+
+def test_a_followed_receipt_and_its_family_are_let_go() -> None:
+    with EventBus() as bus:
+        payloads: list[weakref.ref[Thing]] = []
+
+        def first(payload: Any) -> None:
+            inner = Thing()
+            payloads.append(weakref.ref(inner))
+            bus.emit("second", inner)
+
+        bus.on("first", first)
+        bus.on("second", lambda payload: None)
+        receipt = bus.emit("first", follow=True).wait(BOUND)
+        reference = weakref.ref(receipt)
+        del receipt
+        assert dies(reference)
+        assert all(map(dies, payloads))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_cancelled_subscription_holds_no_handler(options: dict[str, Any]) -> None:
+    with EventBus() as bus:
+        handler = Handler()
+        reference = weakref.ref(handler)
+        subscription = bus.on(["t", "t/*", "t/**"], handler, **options)
+        bus.emit("t").wait(BOUND)
+        subscription.cancel(wait=True, timeout=BOUND)
+        del handler
+        bus.emit("t").wait(BOUND)
+        assert dies(reference)
+        assert subscription.handler is None  # the handle is still there, the handler is not
+
+
+def test_key_functions_hooks_and_models_go_with_the_subscription() -> None:
+    class Key(Thing):
+        def __call__(self, event: Event) -> int:
+            return 1
+
+    with EventBus() as bus:
+        key = Key()
+        reference = weakref.ref(key)
+        subscription = bus.on("t", lambda payload: None, key=key)
+        bus.emit("t").wait(BOUND)
+        subscription.cancel(wait=True, timeout=BOUND)
+        del key
+        assert dies(reference)
+
+
+def test_a_handler_that_is_cancelled_while_it_runs_is_let_go_when_it_ends() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    class Waiting(Thing):
+        def __call__(self, payload: Any) -> None:
+            begun.set()
+            assert gate.wait(BOUND)
+
+    with EventBus() as bus:
+        handler = Waiting()
+        reference = weakref.ref(handler)
+        subscription = bus.on("t", handler)
+        pending = Thing()
+        payload = weakref.ref(pending)
+        bus.emit("t")
+        assert begun.wait(BOUND)
+        bus.emit("t", pending)
+        del pending, handler
+        subscription.cancel()
+        assert dies(payload)  # cancelled while it was pending
+        assert reference() is not None
+        gate.set()
+        subscription.cancel(wait=True, timeout=BOUND)
+        assert dies(reference)
+
+
+def test_an_exception_lives_as_long_as_its_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cycle between receipt, exception and frames: it goes when the receipt goes."""
+    monkeypatch.setattr(logging.getLogger("eventbus"), "disabled", True)  # pytest keeps what is logged
+    with EventBus() as bus:
+        payload = Thing()
+        reference = weakref.ref(payload)
+
+        def fail(given: Any) -> None:
+            raise Failure
+
+        bus.on("t", fail)
+        receipt = bus.emit("t", payload).wait(BOUND)
+        del payload
+        bus.drain(BOUND)
+        (outcome,) = receipt.outcomes
+        assert outcome.error is not None
+        error = weakref.ref(outcome.error)
+        assert error() is not None
+        assert reference() is not None  # the traceback's frames hold what the handler was given
+        del outcome, receipt
+        assert dies(error)
+        assert dies(reference)
+
+
+def test_a_return_value_lives_as_long_as_its_receipt() -> None:
+    with EventBus() as bus:
+        values: list[weakref.ref[Thing]] = []
+
+        def make(payload: Any) -> Thing:
+            thing = Thing()
+            values.append(weakref.ref(thing))
+            return thing
+
+        bus.on("t", make)
+        receipt = bus.emit("t").wait(BOUND)
+        assert values[0]() is receipt.outcomes[0].value
+        del receipt
+        assert dies(values[0])
+
+
+def test_a_closed_bus_holds_no_handler_and_no_thread() -> None:
+    handler = Handler()
+    reference = weakref.ref(handler)
+    before = set(threading.enumerate())
+    bus = EventBus()
+    subscription = bus.on("t", handler, timeout=30.0)
+    receipt = bus.emit("t").wait(BOUND)
+    bus.close(BOUND)
+    assert not set(threading.enumerate()) - before
+    del handler
+    assert reference() is None
+    assert not subscription.active
+    assert receipt.done
+
+
+def use_and_close() -> EventBus:
+    bus = EventBus()
+    bus.on("t", lambda payload: None)
+    bus.on("t/**", lambda payload: None, key=lambda event: 1, lane="lane", timeout=30.0)
+    stream = bus.stream("s")
+    bus.emit("t").wait(BOUND)
+    bus.emit("s")
+    stream.get(BOUND)
+    with bus.scope() as scope:
+        scope.on("u", lambda payload: None)
+        bus.emit("u", follow=True).wait(BOUND)
+    bus.close(BOUND)
+    return bus
+
+
+def use_and_forget() -> EventBus:
+    bus = EventBus()
+    bus.on("t", lambda payload: None)
+    bus.emit("t").wait(BOUND)
+    return bus
+
+
+@pytest.mark.parametrize("use", [use_and_close, use_and_forget])
+def test_a_forgotten_bus_is_collected(use: Callable[[], EventBus]) -> None:
+    """G10 too: its threads end when they are idle for a second, and then nothing holds it. It may be a cycle."""
+    bus = use()
+    reference, engine = weakref.ref(bus), weakref.ref(bus._engine)
+    del bus
+    end = time.monotonic() + 5
+    while engine() is not None and time.monotonic() < end:
+        gc.collect()
+        threading.Event().wait(0.02)
+    assert reference() is None
+    assert engine() is None
+
+
+def growth(work: Callable[[], None], rounds: int = 4) -> int:
+    """By how many blocks memory grows with each round, at least: what is not kept may linger in one or another."""
+    work()
+    grown: list[int] = []
+    for _ in range(rounds):
+        gc.collect()
+        before = sys.getallocatedblocks()
+        work()
+        gc.collect()
+        grown.append(sys.getallocatedblocks() - before)
+    return min(grown)
+
+
+def test_emitting_does_not_grow_memory() -> None:
+    """Topics that nobody names, new ones in each round. A single block for each would be 10,000."""
+    numbers = itertools.count()
+    with EventBus() as bus:
+        bus.on("many/**", lambda payload: None, inline=True)
+
+        def work() -> None:
+            for n in itertools.islice(numbers, 10_000):
+                bus.emit(f"many/{n}", n)
+            bus.drain(BOUND)
+
+        assert growth(work) < 5_000
+        assert len(bus.stats().topics) < 2_000
+
+
+def test_churn_does_not_grow_memory() -> None:
+    with EventBus() as bus:
+
+        def work() -> None:
+            for n in range(300):
+                with bus.on(["churn/*", f"churn/{n % 50}"], lambda payload: None, lane=f"lane {n}"):
+                    bus.emit(f"churn/{n % 50}")
+            bus.drain(BOUND)
+
+        assert growth(work) < 300
+        assert bus.topics() == ()
+
+
+def test_many_buses_leave_nothing_behind() -> None:
+    """One module hook for fork and exit, over weak references: none per bus."""
+
+    def work() -> None:
+        for _ in range(200):
+            EventBus().close()
+
+    assert growth(work) < 200
+
+
+def test_typed_topics_and_bound_methods_hold_nothing_either() -> None:
+    class Owner(Thing):
+        def method(self, payload: Any) -> None:
+            """Bound."""
+
+    with EventBus() as bus:
+        owner = Owner()
+        reference = weakref.ref(owner)
+        topic = Topic("t", Thing)
+        subscription = bus.on(topic, owner.method)
+        bus.emit(topic, Thing()).wait(BOUND)
+        assert bus.off(topic, owner.method) == 1
+        subscription.cancel(wait=True, timeout=BOUND)
+        del owner
+        assert dies(reference)

@@ -1,0 +1,231 @@
+"""Section "Looking up and removing" of the contract."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import pytest
+from kit import BOUND
+
+from eventbus import EventBus, NotRegisteredError
+
+
+def one(payload: Any) -> None:
+    """A handler."""
+
+
+def two(payload: Any) -> None:
+    """Another."""
+
+
+class Owner:
+    def method(self, payload: Any) -> None:
+        """A handler."""
+
+
+class TestLooking:
+    def test_handlers_are_the_callables_as_given_in_order_of_registration(self, bus: EventBus) -> None:
+        partial = functools.partial(two)
+        owner = Owner()
+        bus.on("a/*", partial)
+        bus.on("a/b", one)
+        bus.on("**", owner.method)
+        bus.on("a/b", one)
+        bus.on("other", two)
+        bus.on("a/b", two, observer=True)
+        assert bus.handlers("a/b") == (partial, one, owner.method, one)
+        assert bus.handlers("nobody/knows/it") == (owner.method,)
+
+    def test_handlers_follow_registrations(self, bus: EventBus) -> None:
+        for _ in range(3):
+            subscription = bus.on("a/*", one)
+            assert bus.handlers("a/b") == (one,)
+            subscription.cancel()
+            assert bus.handlers("a/b") == ()
+
+    def test_subscriptions_are_the_handles(self, bus: EventBus) -> None:
+        first = bus.on("a/b", one)
+        second = bus.on("a/*", two)
+        third = bus.on("c", one, observer=True)
+        assert bus.subscriptions() == (first, second, third)
+        assert bus.subscriptions("a/b") == (first, second)  # those that an emit would reach
+        assert bus.subscriptions("a/*") == (second,)  # those that are registered under it
+        assert bus.subscriptions("nobody") == ()
+        first.cancel()
+        assert bus.subscriptions() == (second, third)
+
+    def test_topics_are_what_somebody_is_registered_for(self, bus: EventBus) -> None:
+        bus.on(["b", "a/*"], one)
+        subscription = bus.on("c/**", one)
+        bus.on("b", two)
+        bus.emit("unheard")
+        assert bus.topics() == ("a/*", "b", "c/**")
+        subscription.cancel()
+        assert bus.topics() == ("a/*", "b")
+
+    def test_what_a_handle_tells(self, bus: EventBus) -> None:
+        subscription = bus.on(["a", "b/*"], one, name="my name")
+        assert subscription.name == "my name"
+        assert subscription.topics == ("a", "b/*")
+        assert subscription.handler is one
+        assert subscription.active
+        assert subscription.id < bus.on("a", two).id
+        for text in ("my name", "a, b/*", "active"):
+            assert text in repr(subscription)
+        subscription.cancel(wait=True)
+        assert not subscription.active
+        assert "ended" in repr(subscription)
+        assert "one" in repr(bus.on("a", one))
+        assert "2 subscriptions" in repr(bus)
+
+
+class TestOff:
+    def test_by_topic_and_handler(self, bus: EventBus) -> None:
+        bus.on("a", one)
+        bus.on("a", one)
+        other = bus.on("a", two)
+        elsewhere = bus.on("b", one)
+        assert bus.off("a", one) == 2
+        assert bus.subscriptions() == (other, elsewhere)
+
+    def test_by_topic(self, bus: EventBus) -> None:
+        bus.on("a", one)
+        bus.on("a", two)
+        pattern = bus.on("*", one)
+        assert bus.off("a") == 2  # the pattern was registered under another name
+        assert bus.subscriptions() == (pattern,)
+        assert bus.off("*") == 1
+
+    def test_one_of_several_topics_ends_the_whole_subscription(self, bus: EventBus) -> None:
+        subscription = bus.on(["a", "b"], one)
+        assert bus.off("a", one) == 1
+        assert not subscription.active
+        assert bus.topics() == ()
+
+    def test_by_handle(self, bus: EventBus) -> None:
+        subscription = bus.on("a", one)
+        assert bus.off(subscription) == 1
+        assert bus.off(subscription) == 0
+        assert not subscription.active
+
+    @pytest.mark.parametrize("method", ["off", "remove_listener"])
+    def test_it_raises_where_nothing_matches_now(self, bus: EventBus, method: str) -> None:
+        off = getattr(bus, method)
+        bus.on("a", one)
+        for arguments in (("b",), ("a", two), ("*",), ("b", one)):
+            with pytest.raises(NotRegisteredError, match=r"no subscription of"):
+                off(*arguments)
+        assert off("a", one) == 1
+        with pytest.raises(NotRegisteredError):
+            off("a", one)
+
+    def test_bound_methods_are_found_by_object_and_function(self, bus: EventBus) -> None:
+        owner = Owner()
+        bus.on("a", owner.method)
+        with pytest.raises(NotRegisteredError):
+            bus.off("a", Owner().method)
+        assert bus.off("a", owner.method) == 1
+
+    def test_methods_of_builtins_are_found_too(self, bus: EventBus) -> None:
+        first: list[Any] = []
+        second: list[Any] = []
+        bus.on("a", first.append)
+        with pytest.raises(NotRegisteredError):
+            bus.off("a", second.append)
+        assert bus.off("a", first.append) == 1
+
+    def test_an_equal_object_is_not_the_same_handler(self, bus: EventBus) -> None:
+        """F5: by identity, whatever ``__eq__`` says."""
+
+        class Equal:
+            def __eq__(self, other: object) -> bool:
+                return True
+
+            def __hash__(self) -> int:
+                return 1
+
+            def __call__(self, payload: Any) -> None:
+                """A handler."""
+
+        registered = Equal()
+        bus.on("a", registered)
+        with pytest.raises(NotRegisteredError):
+            bus.off("a", Equal())
+        assert bus.off("a", registered) == 1
+
+    def test_remove_listener_is_like_off(self, bus: EventBus) -> None:
+        subscription = bus.on("a", one)
+        bus.on("b", one)
+        assert bus.remove_listener(subscription) == 1
+        assert bus.remove_listener("b", one) == 1
+
+    def test_remove_all_listeners_never_raises(self, bus: EventBus) -> None:
+        assert bus.remove_all_listeners() == 0
+        assert bus.remove_all_listeners("a") == 0
+        bus.on("a", one)
+        bus.on("a", two)
+        bus.on("b", one)
+        assert bus.remove_all_listeners("a") == 2
+        assert bus.remove_all_listeners("a") == 0
+        assert bus.remove_all_listeners() == 1
+        assert bus.subscriptions() == ()
+
+    def test_it_acts_at_once(self, bus: EventBus) -> None:
+        """G2: once it has returned nothing more is claimed."""
+        got: list[Any] = []
+        for remove in (lambda: bus.off("a"), lambda: bus.remove_listener("a"), bus.remove_all_listeners):
+            bus.on("a", got.append)
+            remove()
+            assert bus.emit("a", 1).deliveries == 0
+        assert got == []
+
+    def test_of_two_threads_that_remove_the_same_one_succeeds(self, bus: EventBus) -> None:
+        for _ in range(50):
+            bus.on("a", one)
+            ready = threading.Barrier(2)
+            counts: list[int] = []
+
+            def remove() -> None:
+                ready.wait(BOUND)
+                try:
+                    counts.append(bus.off("a"))
+                except NotRegisteredError:
+                    counts.append(0)
+
+            threads = [threading.Thread(target=remove) for _ in range(2)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join(BOUND)
+            assert sorted(counts) == [0, 1]
+
+    def test_on_a_closed_bus(self, bus: EventBus) -> None:
+        subscription = bus.on("a", one)
+        bus.close(BOUND)
+        assert bus.off(subscription) == 0
+        assert bus.remove_all_listeners() == 0
+        assert bus.handlers("a") == bus.subscriptions() == bus.topics() == ()
+        with pytest.raises(NotRegisteredError):
+            bus.off("a")
+
+
+class TestVerify:
+    def test_it_is_silent_where_all_are_there(self, bus: EventBus) -> None:
+        owner = Owner()
+        bus.on("a", one)
+        bus.on("b/*", two)
+        bus.on("b/*", owner.method)
+        bus.verify_subscriptions({"a": one, "b/*": [two, owner.method], "b/c": two})
+        bus.verify_subscriptions({})
+
+    def test_it_names_all_that_are_missing(self, bus: EventBus) -> None:
+        bus.on("a", one)
+        with pytest.raises(NotRegisteredError) as caught:
+            bus.verify_subscriptions({"a": [one, two], "b": one, "c/*": two})
+        text = str(caught.value)
+        assert "two on 'a'" in text
+        assert "one on 'b'" in text
+        assert "two on 'c/*'" in text
+        assert "one on 'a'" not in text

@@ -1,0 +1,273 @@
+"""The contract's records: exact counts, at every quiet moment the sum; JSON-able dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import weakref
+from typing import Any
+
+import pytest
+from kit import BOUND, settled, soon
+
+from eventbus import (
+    BusStats,
+    CloseReport,
+    Event,
+    EventBus,
+    HandlerError,
+    Latency,
+    Outcome,
+    Receipt,
+    Status,
+    SubscriptionStats,
+)
+
+OUTCOMES = ("delivered", "failed", "timed_out", "cancelled", "dropped", "rejected")
+
+
+def total(stats: SubscriptionStats) -> int:
+    return sum(getattr(stats, name) for name in OUTCOMES) + stats.pending + stats.running
+
+
+def fail(payload: Any) -> None:
+    raise ValueError(payload)
+
+
+@pytest.mark.timeout(60)
+def test_the_sums_hold_under_a_hammer() -> None:
+    """Threads that emit, register, cancel, look; handlers that fail, block, time out; all policies of overflow."""
+    with EventBus(workers=2) as bus:
+        begin, over = threading.Barrier(6), threading.Event()
+        release = threading.Event()
+        wrong: list[Any] = []
+        emitted = [0] * 3
+
+        def stuck(payload: Any) -> None:
+            if payload == 7:
+                assert release.wait(BOUND)
+
+        bus.on("t/*", lambda payload: None)
+        bus.on("t/1", fail)
+        bus.on("t/**", stuck, timeout=0.01, max_pending=None)
+        bus.on("t/2", lambda payload: None, max_pending=3, overflow="drop_oldest")
+        bus.on("t/2", lambda payload: None, max_pending=3, overflow="drop_newest", lane="lane")
+        bus.on("t/0", lambda payload: None, max_pending=3, overflow="error", key=lambda event: event.payload % 3)
+        bus.on("t/0", lambda payload: None, overflow="latest", observer=True)
+        bus.on("t/1", lambda payload: None, inline=True)
+        bus.on("t/*", lambda payload: None, max_pending=5, concurrency=2)
+
+        def emitter(number: int) -> None:
+            begin.wait(BOUND)
+            for n in range(300):
+                bus.emit(f"t/{number}", n)
+                emitted[number] += 1
+
+        def churn() -> None:
+            begin.wait(BOUND)
+            while not over.is_set():
+                subscription = bus.on("t/**", lambda payload: None, lane="lane")
+                bus.stats()
+                subscription.cancel()
+
+        def watch() -> None:
+            begin.wait(BOUND)
+            while not over.is_set():
+                stats = bus.stats()
+                if total(stats.totals) != stats.totals.deliveries:
+                    wrong.append(stats.totals)
+                wrong.extend(each for each in stats.subscriptions.values() if total(each) != each.deliveries)
+
+        emitters = [threading.Thread(target=emitter, args=(n,)) for n in range(3)]
+        others = [threading.Thread(target=churn), threading.Thread(target=watch)]
+        for each in (*emitters, *others):
+            each.start()
+        begin.wait(BOUND)
+        for each in emitters:
+            each.join(30)
+        release.set()
+        over.set()
+        for each in others:
+            each.join(BOUND)
+        bus.drain(BOUND)
+        assert wrong == []  # a step is a quiet moment, so it holds at every look
+        stats = bus.stats()
+        assert emitted == [300] * 3
+        assert stats.events - stats.topics.get("bus/error", 0) >= 900
+        assert {f"t/{n}": stats.topics[f"t/{n}"] for n in range(3)} == {f"t/{n}": 300 for n in range(3)}
+        settled(bus)
+        assert stats.totals.failed >= 300
+        assert stats.totals.timed_out >= 1
+        bus.close(BOUND)
+        after = bus.stats()
+        assert after.totals.deliveries == stats.totals.deliveries  # ended ones included
+        assert total(after.totals) == after.totals.deliveries
+        assert after.subscriptions == {}
+
+
+def test_each_outcome_is_counted_where_it_belongs(bus: EventBus) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow(payload: Any) -> None:
+        begun.set()
+        assert gate.wait(BOUND)
+
+    delivered, failed = bus.on("t", lambda payload: None), bus.on("t", fail)
+    timed_out = bus.on("t", lambda payload: gate.wait(BOUND) and None, timeout=0.01)
+    running = bus.on("t", slow, max_pending=1, overflow="error")
+    bus.emit("t")
+    assert begun.wait(BOUND)
+    bus.emit("t")
+    bus.emit("t")
+    stats = running.stats()
+    assert (stats.deliveries, stats.running, stats.pending, stats.rejected) == (3, 1, 1, 1)
+    running.cancel()
+    soon(lambda: timed_out.stats().timed_out)
+    gate.set()
+    bus.drain(BOUND)
+    stats = running.stats()
+    assert (stats.deliveries, stats.delivered, stats.cancelled, stats.rejected) == (3, 1, 1, 1)
+    assert delivered.stats().delivered == 3
+    assert failed.stats().failed == 3
+    assert timed_out.stats().timed_out >= 1
+    sums = bus.stats().totals
+    assert sums.deliveries == 12
+    assert total(sums) == 12
+
+
+def test_statistics_of_a_subscription_outlive_it(bus: EventBus) -> None:
+    subscription = bus.on("t", lambda payload: None)
+    bus.emit("t").wait(BOUND)
+    subscription.cancel(wait=True, timeout=BOUND)
+    assert subscription.stats().delivered == 1
+    stats = bus.stats()
+    assert subscription.id not in stats.subscriptions
+    assert stats.totals.delivered == 1
+
+
+def test_emits_are_counted_per_topic_exactly_where_one_is_named(bus: EventBus) -> None:
+    bus.on("named", lambda payload: None, inline=True)
+    bus.on("pattern/**", lambda payload: None, inline=True)
+    for n in range(3000):
+        bus.emit(f"pattern/{n}")
+    for _ in range(5):
+        bus.emit("named")
+    bus.emit("unheard")
+    stats = bus.stats()
+    assert stats.topics["named"] == 5
+    assert stats.events == sum(stats.topics.values()) == 3006
+    assert stats.topics["other"] > 0
+    assert len(stats.topics) < 2000
+
+
+def test_the_count_of_a_topic_does_not_change_when_it_is_registered_or_dropped(bus: EventBus) -> None:
+    for _ in range(3):
+        bus.emit("t")
+    with bus.on("t", lambda payload: None):
+        bus.emit("t")
+        assert bus.stats().topics["t"] == 4
+    bus.emit("t")
+    assert bus.stats().topics["t"] == 5
+    assert bus.stats().events == 5
+
+
+def test_latencies_are_sampled(bus: EventBus) -> None:
+    gate = threading.Event()
+    subscription = bus.on("t", lambda payload: gate.wait(0.01) and None)
+    bus.emit("t").wait(BOUND)
+    bus.drain(BOUND)
+    run = subscription.stats().run
+    assert run.count >= 1
+    assert 0.009 <= run.p50 <= run.p99 <= run.max < BOUND
+    assert subscription.stats().wait.count == run.count
+    assert bus.stats().totals.run.count == run.count
+
+
+def test_a_bus_that_was_never_used_counts_nothing() -> None:
+    bus = EventBus()
+    stats = bus.stats()
+    assert stats.events == 0
+    assert stats.totals == SubscriptionStats()
+    assert stats.pool.threads == 0
+    assert dict(stats.subscriptions) == {}
+
+
+def test_records_of_statistics_are_json_able(bus: EventBus) -> None:
+    subscription = bus.on("t", fail)
+    bus.emit("t").wait(BOUND)
+    bus.drain(BOUND)
+    stats = bus.stats()
+    text = json.dumps(stats.as_dict())
+    back = json.loads(text)
+    assert back["totals"]["failed"] == 1
+    assert back["topics"]["t"] == 1
+    assert back["subscriptions"][str(subscription.id)]["wait"].keys() == {"count", "p50", "p99", "max"}
+    assert back["pool"]["threads"] >= 0
+    one = json.loads(json.dumps(subscription.stats().as_dict()))
+    assert list(one) == ["deliveries", "pending", "running", *OUTCOMES, "wait", "run"]
+    assert json.loads(json.dumps(bus.close(BOUND).as_dict())) == {"cancelled": 0, "stuck": []}
+    assert json.dumps(Latency().as_dict())
+
+
+@pytest.mark.parametrize("record", [Outcome, SubscriptionStats, BusStats, Latency, HandlerError, CloseReport])
+def test_records_are_frozen_dataclasses_with_the_contracts_fields(record: Any) -> None:
+    wanted = {
+        Outcome: ["status", "value", "error", "duration", "subscription_id", "name", "topic"],
+        SubscriptionStats: ["deliveries", "pending", "running", *OUTCOMES, "wait", "run"],
+        BusStats: ["events", "totals", "subscriptions", "topics", "pool"],
+        Latency: ["count", "p50", "p99", "max"],
+        HandlerError: ["error", "event", "subscription", "where"],
+        CloseReport: ["cancelled", "stuck"],
+    }[record]
+    assert [each.name for each in dataclasses.fields(record)] == wanted
+    assert record.__dataclass_params__.frozen
+
+
+def test_the_picture_of_the_bus_cannot_be_changed(bus: EventBus) -> None:
+    stats = bus.stats()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stats.events = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        stats.topics["t"] = 1  # type: ignore[index]
+    with pytest.raises(TypeError):
+        stats.subscriptions[1] = stats.totals  # type: ignore[index]
+
+
+def test_events_and_receipts_are_read_only_and_by_identity(bus: EventBus) -> None:
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+
+    bus.on("t", note)
+    receipts: list[Receipt] = [bus.emit("t", 1).wait(BOUND) for _ in range(2)]
+    for one, two, names in (
+        (*events, ("topic", "payload", "seq", "id", "timestamp", "parent_id", "root_id", "depth", "headers")),
+        (*receipts, ("event_id", "deliveries", "done", "outcomes")),
+    ):
+        assert one == one
+        assert one != two
+        assert hash(one) == object.__hash__(one)
+        assert weakref.ref(one)() is one
+        assert not hasattr(one, "__dict__")
+        for name in names:
+            getattr(one, name)
+            with pytest.raises(AttributeError):
+                setattr(one, name, 1)
+    assert events[0].id == receipts[0].event_id
+    assert events[0].seq < events[1].seq
+
+
+def test_outcomes_tell_who_and_what(bus: EventBus) -> None:
+    def double(payload: int) -> int:
+        return 2 * payload
+
+    good, bad = bus.on("t", double), bus.on("t", fail, name="bad one")
+    one, two = bus.emit("t", 21).wait(BOUND).outcomes
+    assert (one.status, one.value, one.error, one.subscription_id, one.topic) == ("delivered", 42, None, good.id, "t")
+    assert "double" in one.name
+    assert (two.status, two.value, two.subscription_id, two.name) == (Status.FAILED, None, bad.id, "bad one")
+    assert isinstance(two.error, ValueError)
+    assert one.duration >= 0
+    assert f"{one.status}" == "delivered"
