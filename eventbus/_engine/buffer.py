@@ -51,7 +51,7 @@ class StreamMailbox(Mailbox):
 
     def attach(self, executor: Executor | None) -> None:
         super().attach(executor)
-        self.plain = False
+        self.plain = self.admits = self.flows = False
 
     def room(self, delivery: Delivery) -> bool:
         if self.options.overflow == "latest":

@@ -16,6 +16,7 @@ from .delivery import SETTLED, current
 from .receipt import Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextvars import Context
 
     from .delivery import Delivery
@@ -25,6 +26,7 @@ __all__ = ["argument", "call", "call_inline", "context_of", "judge"]
 
 log = logging.getLogger("eventbus")
 
+DELIVERED = Status.DELIVERED
 Result = tuple[Status, Any, "BaseException | None", float]
 
 
@@ -67,6 +69,26 @@ def enter(delivery: Delivery) -> Any:
     finally:
         # An error's traceback holds its frames, they hold this one, and the delivery holds the error: no cycle (G18).
         del delivery
+
+
+def enter_plain(delivery: Delivery, function: Callable[[Any], Any], payload: Any) -> Any:
+    """As :func:`enter`, for a payload that is what the handler wants."""
+    current.set(delivery)
+    try:
+        return function(payload)
+    finally:
+        del delivery, payload
+
+
+def enter_converting(
+    delivery: Delivery, function: Callable[[Any], Any], convert: Callable[[Any], Any], payload: Any
+) -> Any:
+    """As :func:`enter`, for a payload that is to be converted."""
+    current.set(delivery)
+    try:
+        return function(convert(payload))
+    finally:
+        del delivery, payload
 
 
 def call(engine: Engine, delivery: Delivery) -> Result:
@@ -125,12 +147,12 @@ def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException |
 def strip(error: BaseException) -> BaseException:
     """Leave the bus's own frames out of the traceback."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code in _OWN:
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code in own_code:
         trace = trace.tb_next
     return error.with_traceback(trace)
 
 
-_OWN = (enter.__code__, call.__code__, call_inline.__code__)
+own_code = {each.__code__ for each in (enter, enter_plain, enter_converting, call, call_inline)}
 
 
 def report(engine: Engine, delivery: Delivery, error: BaseException, where: str) -> None:

@@ -15,13 +15,15 @@ Owner: the bus's monitor, all of it. ``Worker.sleeper`` is slept on by its own t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from .._errors import DispatcherError
 from . import primitives
 from .._values.stats import PoolStats
-from .call import call
-from .delivery import running_here
+from .._values.payload import PLAIN, to_plain
+from .call import DELIVERED, TooLate, call, enter_converting, enter_plain, judge, own_code, strip
+from .delivery import RUNNING, SETTLED, running_here
 from .waits import notify
 
 if TYPE_CHECKING:
@@ -33,11 +35,14 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .mailbox import Mailbox
 
+_NONE: frozenset[type] = frozenset()
+
 __all__ = ["Dispatcher", "Executor", "Worker"]
 
 IDLE_SECONDS = 1.0  # how long an idle thread waits for work before it ends
 WATCH_SECONDS = 0.002  # between two looks at a worker that seems blocked
 QUICK_SECONDS = 0.001  # a handler that ends within this does not block
+SLICE_SECONDS = 0.001  # how long a worker stays with one mailbox while others are ready
 RETRY_SECONDS = 0.05  # after a thread could not be started
 
 
@@ -117,7 +122,7 @@ class Executor:
 class Worker:
     """One thread of the pool."""
 
-    __slots__ = ("begun", "blocked", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
+    __slots__ = ("begun", "blocked", "cell", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
 
     def __init__(self, pool: Dispatcher) -> None:
         self.pool = pool
@@ -125,6 +130,7 @@ class Worker:
         self.thread: threading.Thread | None = None
         self.delivery: Delivery | None = None
         self.begun = False
+        self.cell: list[Any] = [None]  # what its mailbox is running while it flows
         self.claims = 0
         self.seen = -1
         self.blocked = False
@@ -183,6 +189,9 @@ class Worker:
         delivery = step(pool.next, self)
         while True:
             while delivery is not None:
+                if delivery.box.flows:
+                    delivery = self.flow(engine, delivery)
+                    continue
                 status, value, error, took = call(engine, delivery)
                 if self not in pool.alive:
                     return  # the child of a fork, made in that handler
@@ -197,6 +206,117 @@ class Worker:
                 else:  # a wake-up that came twice
                     woken = self.sleeper.sleep(IDLE_SECONDS)
             delivery = step(pool.next, self)
+
+    def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
+        """Run the deliveries of a mailbox, one after another, without the lock; gives what to run when that has ended.
+
+        Sections (see primitives.SECTIONS) settle one and claim the next. Where anything else is to be done, a step does.
+        """
+        pool = self.pool
+        monitor = engine.monitor
+        step = monitor.run
+        monotonic = primitives.monotonic
+        box = delivery.box
+        spec = box.spec
+        assert spec is not None
+        function, convert, takes_event = spec.function, spec.convert, spec.takes_event
+        as_is: frozenset[type] = PLAIN if convert is to_plain else _NONE
+        counts = box.counts
+        info = box.info
+        observer = box.observer
+        cell = self.cell
+        ident = primitives.get_ident()
+        delivery.actor = ident
+        following: Delivery | None = None
+        payload = context = receipt = value = event = None
+        started = monotonic()
+        until = started + SLICE_SECONDS
+        try:
+            while True:
+                receipt = delivery.receipt
+                context = receipt._context
+                payload = receipt._payload
+                try:
+                    if takes_event:
+                        payload = receipt._as_event()
+                    if context is None or delivery.state is not RUNNING:
+                        raise TooLate  # settling comes before letting go of the payload
+                    if convert is None or type(payload) in as_is:
+                        value = context.copy().run(enter_plain, delivery, function, payload)
+                    else:
+                        value = context.copy().run(enter_converting, delivery, function, convert, payload)
+                except BaseException as error:
+                    result = judge(engine, delivery, None, strip(error), monotonic() - started)
+                    if self not in pool.alive:
+                        return None
+                    return step(pool.advance, self, delivery, *result)
+                now = monotonic()
+                took = now - started
+                started = now
+                if value is None or type(value) in PLAIN or not isinstance(value, Awaitable):
+                    # Section: a delivery is settled, and the next is claimed. See primitives.SECTIONS.
+                    if not (
+                        monitor.busy
+                        or not box.flows
+                        or delivery.state is not RUNNING
+                        or receipt._waiters is not None
+                        or receipt._follows is not None
+                        or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))
+                        or self.blocked
+                        or receipt._mark
+                    ):
+                        delivery.status = DELIVERED
+                        delivery.value = value
+                        delivery.error = None
+                        delivery.duration = took
+                        delivery.info = info
+                        delivery.state = SETTLED
+                        counts[0] += 1
+                        epoch = delivery.epoch
+                        if epoch is not None:
+                            epoch.open -= 1
+                            delivery.epoch = None
+                        if observer:
+                            receipt._observers -= 1
+                        else:
+                            receipt._left -= 1  # type: ignore[operator]
+                        if not receipt._left and not receipt._observers:
+                            event = receipt._event
+                            receipt._payload = receipt._context = receipt._event = receipt._engine = None
+                        delivery.seq = receipt._seq
+                        delivery.uid = receipt._uid
+                        delivery.lineage = receipt._lineage
+                        delivery.worker = delivery.actor = None
+                        delivery.receipt = delivery.box = None  # type: ignore[assignment]
+                        pending = box.pending
+                        if pending and now < until:
+                            following = pending[0]
+                            del pending[0]
+                            box.held -= 1
+                            following.state = RUNNING
+                            following.worker = self
+                            following.actor = ident
+                            cell[0] = following
+                            box.running = cell
+                            self.delivery = following
+                            self.claims += 1
+                        else:
+                            following = None
+                            box.running = ()
+                            self.delivery = None
+                        # End of section.
+                        if following is None:
+                            return step(pool.proceed, self, box)
+                        delivery = following
+                        continue
+                result = judge(engine, delivery, value, None, took)
+                if self not in pool.alive:
+                    return None
+                return step(pool.advance, self, delivery, *result)
+        finally:
+            # A traceback may hold this frame, and the frame nothing that is settled (G18).
+            cell[0] = None
+            delivery = following = payload = context = receipt = value = event = result = None  # type: ignore[assignment]
 
 
 class Dispatcher(Executor):
@@ -214,6 +334,8 @@ class Dispatcher(Executor):
     def renew(self) -> None:
         """No threads: at birth and in a forked child."""
         self.ready.clear()
+        for worker in getattr(self, "alive", ()):
+            worker.blocked = True  # whoever forked is out of sections
         self.computing = 0
         self.threads = 0  # those that count against max_workers
         self.starting = 0
@@ -330,6 +452,13 @@ class Dispatcher(Executor):
         """In a step: whether a worker has no place among those that compute."""
         return worker in self.idle
 
+    def proceed(self, worker: Worker, box: Mailbox) -> Delivery | None:
+        """In a step: a worker has emptied a mailbox, or been at it for long enough; its next delivery."""
+        if not box.queued and box.claimable():
+            box.queued = True
+            self.ready.append(box)
+        return self.next(worker)
+
     def advance(
         self, worker: Worker, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
     ) -> Delivery | None:
@@ -341,6 +470,7 @@ class Dispatcher(Executor):
         box = delivery.box
         if box.slow and took < QUICK_SECONDS:
             box.slow = False
+            box.review()
         self.done(delivery, status, value, error, took)
         return self.next(worker)
 
@@ -385,7 +515,11 @@ class Dispatcher(Executor):
             if worker.delivery is not None and not worker.blocked and not worker.waits:
                 if worker.seen == worker.claims:
                     worker.delivery.box.slow = True
+                    worker.delivery.box.review()
                     worker.block()
                 worker.seen = worker.claims
         if self.ready:
             self.watch()
+
+
+own_code.add(Worker.flow.__code__)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import MailboxFullError
 from .._values.stats import Status, SubscriptionStats
+from . import primitives
 from .delivery import LINED, PENDING, RUNNING, SETTLED
 from .latency import Histogram
 from .waits import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .._values.handler import HandlerSpec
     from .._values.options import Options
@@ -34,6 +35,8 @@ __all__ = ["ACTIVE", "COUNTER", "DRAINING", "ENDED", "NEW", "KeyedMailbox", "Mai
 # The states of a subscription, in order.
 NEW, ACTIVE, DRAINING, ENDED = range(4)
 
+_UNBOUNDED = 1 << 62
+
 COUNTER = {
     Status.DELIVERED: 0,
     Status.FAILED: 1,
@@ -48,13 +51,17 @@ class Mailbox:
     """First in, first out. See :class:`KeyedMailbox` for order per key."""
 
     __slots__ = (
+        "admits",  # an emit may append to it in a section
+        "bound",  # ``limit`` as a number
         "closer",  # called, outside of the step, when the subscription ends
         "concurrency",
         "counts",  # the six outcomes, in the order of COUNTER
         "deliveries",
         "engine",
+        "flows",  # a worker may settle and claim in sections
         "executor",  # who runs the handler; None while it is unbound
         "handle",
+        "held",  # how many are pending
         "home",  # who wants it back when its loop closes (the facade's binding), or None
         "id",
         "info",
@@ -97,6 +104,9 @@ class Mailbox:
         self.timeout = options.timeout
         self.key: Callable[[Any], Any] | None = options.key
         self.limit = options.max_pending
+        self.bound = _UNBOUNDED if self.limit is None else self.limit
+        self.held = 0
+        self.admits = self.flows = False
         self.lane: Lane | None = None
         self.executor: Executor | None = None
         self.home: Any = None
@@ -106,9 +116,9 @@ class Mailbox:
         self.queued = False
         self.slow = False
         self.plain = False
-        self.pending: deque[Delivery] | None = None
+        self.pending: deque[Delivery] = deque()
         self.line: deque[Delivery] | None = None
-        self.running: list[Delivery] = []
+        self.running: Sequence[Delivery] = ()  # replaced, never changed; but see Worker.flow
         self.waiters: list[Waiter] = []
         self.deliveries = 0
         self.counts = [0, 0, 0, 0, 0, 0]
@@ -123,13 +133,23 @@ class Mailbox:
         self.plain = executor is not None and plain
         for delivery in self.unsettled():
             self._recount(delivery, executor is not None)
-        if self.pending is None:
-            self.pending = deque()
+        self.review()
         if executor is not None:
             if self.lane is not None:
                 for delivery in self.queue():
                     self.lane.join(delivery)
             self.schedule()
+
+    def review(self) -> None:
+        """In a step that changed what they depend on: may emits and workers do without the lock?"""
+        self.admits = primitives.SECTIONS and self.plain and self.state == ACTIVE and not self.line
+        self.flows = (
+            self.admits
+            and self.concurrency == 1
+            and self.timeout is None
+            and not self.slow
+            and not self.raw
+        )
 
     def _recount(self, delivery: Delivery, bound: bool) -> None:
         # Drains do not wait for unbound handlers, so their deliveries belong to no epoch.
@@ -194,6 +214,7 @@ class Mailbox:
         delivery.state = LINED
         delivery.receipt._accepting += 1
         line.append(delivery)
+        self.review()
         patience = self.options.block_timeout
         if patience is not None:
             delivery.deadline = self.engine.timer.at(patience, lambda: self._impatient(delivery))
@@ -213,6 +234,7 @@ class Mailbox:
         finally:
             if delivery.state is SETTLED:
                 self.line.remove(delivery)
+                self.review()
 
     def retire(self, delivery: Delivery, status: Status) -> None:
         """Settle a pending delivery and take it out; in this order, for a signal handler may raise in between."""
@@ -245,6 +267,8 @@ class Mailbox:
     def refill(self) -> None:
         """Admit from the waiting line what fits now, in order."""
         line = self.line
+        if not line:
+            return
         while line and self.room(line[0]):
             delivery = line.popleft()
             receipt = delivery.receipt
@@ -256,6 +280,7 @@ class Mailbox:
             if receipt._accepting == 0 and receipt._waiters:
                 notify(self.engine, receipt._waiters)
             self.admit(delivery)
+        self.review()
 
     # Claiming
 
@@ -282,7 +307,7 @@ class Mailbox:
         if self.lane is not None:
             self.lane.claim(delivery)
         delivery.state = RUNNING
-        self.running.append(delivery)
+        self.running = (*self.running, delivery)
         if self.line:
             self.refill()
         return delivery
@@ -291,7 +316,7 @@ class Mailbox:
         """The handler's call has ended and its delivery is settled: make room for what follows."""
         if delivery not in self.running:
             return  # a fork has cut this call off
-        self.running.remove(delivery)
+        self.running = tuple(each for each in self.running if each is not delivery)
         self.free(delivery)
         delivery.release()
         if self.waiters:
@@ -303,10 +328,11 @@ class Mailbox:
 
     def purge(self) -> None:
         """In a step that a signal handler broke: what is settled is pending no more."""
-        if self.pending:
-            self.pending = deque(each for each in self.pending if each.state is PENDING)
+        self.pending = deque(each for each in self.pending if each.state is PENDING)
+        self.held = len(self.pending)
         if self.line:
             self.line = deque(each for each in self.line if each.state is LINED)
+        self.review()
 
     def mend(self, delivery: Delivery) -> bool:
         """In a step that a signal handler broke while this one was admitted: complete that; False if it is not in."""
@@ -334,19 +360,18 @@ class Mailbox:
 
     def room(self, delivery: Delivery) -> bool:
         """Whether it can be admitted under the bound."""
-        assert self.pending is not None
         if self.options.overflow == "latest":
             return not self.pending
-        return self.limit is None or len(self.pending) < self.limit
+        return self.held < self.bound
 
     def push(self, delivery: Delivery) -> None:
         """Append to the pending ones."""
-        assert self.pending is not None
+        self.held += 1
         self.pending.append(delivery)
 
     def pop(self) -> Delivery:
         """Take the next one to run."""
-        assert self.pending is not None
+        self.held -= 1
         return self.pending.popleft()
 
     def has_pending(self) -> bool:
@@ -359,8 +384,8 @@ class Mailbox:
 
     def discard(self, delivery: Delivery, key: Any) -> None:
         """Take a pending delivery out."""
-        assert self.pending is not None
         self.pending.remove(delivery)
+        self.held -= 1
 
     def replace(self, delivery: Delivery) -> bool:
         """Under "latest": put it in the place of the pending one that it makes obsolete, if there is one."""
@@ -376,11 +401,11 @@ class Mailbox:
 
     def queue(self) -> Iterator[Delivery]:
         """The pending ones, in order."""
-        return iter(tuple(self.pending or ()))
+        return iter(tuple(self.pending))
 
     def size(self) -> int:
         """How many are pending, those in line not counted."""
-        return len(self.pending) if self.pending else 0
+        return self.held
 
     # Looking
 
@@ -415,39 +440,40 @@ class Mailbox:
         """In a forked child: nothing pending, nothing running, no counts. What was unsettled is cancelled already."""
         self.queued = self.slow = False
         self.pending = deque()
+        self.held = 0
         self.line = None
-        self.running = []
+        self.running = ()
         self.waiters = []
         self.deliveries = 0
         self.counts = [0, 0, 0, 0, 0, 0]
         self.latencies = None
         self.lane = None
+        self.review()
 
 
 class KeyedMailbox(Mailbox):
     """Order per key, up to ``concurrency`` keys at once; one running call a key."""
 
-    __slots__ = ("busy", "by_key", "held", "order", "ready")
+    __slots__ = ("busy", "by_key", "order", "ready")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.by_key: dict[Any, deque[Delivery]] = {}
         self.busy: dict[Any, Delivery] = {}
         self.ready: OrderedDict[Any, None] = OrderedDict()  # keys with something pending and nothing running
-        self.held = 0
         # In order of admission; those that are pending no more are passed over, and swept out now and then.
         self.order: deque[Delivery] = deque()
 
     def attach(self, executor: Executor | None) -> None:
         super().attach(executor)
-        self.plain = False
+        self.plain = self.admits = self.flows = False
 
     def renew(self) -> None:
         super().renew()
+        self.plain = self.admits = self.flows = False
         self.by_key, self.busy = {}, {}
         self.ready.clear()
         self.order.clear()
-        self.held = 0
 
     def room(self, delivery: Delivery) -> bool:
         if self.options.overflow == "latest":
@@ -528,9 +554,6 @@ class KeyedMailbox(Mailbox):
 
     def queue(self) -> Iterator[Delivery]:
         return iter([each for each in self.order if each.state is PENDING])
-
-    def size(self) -> int:
-        return self.held
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
         groups = super().blockers(delivery)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FREE_THREADED",
+    "SECTIONS",
     "Sleeper",
     "current_task",
     "empty_context",
@@ -46,6 +47,10 @@ get_ident: Callable[[], int] = threading.get_ident
 is_finalizing: Callable[[], bool] = sys.is_finalizing
 
 FREE_THREADED: bool = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# On builds with a GIL nobody else runs, and no signal handler, between two calls: CPython looks for them only where a
+# function begins, at the end of a call and at a backward jump. Steps without any of these need no lock there.
+SECTIONS: bool = not FREE_THREADED
 
 # The longest that a lock can wait in one go.
 _LONGEST = min(threading.TIMEOUT_MAX, 1e8)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import primitives
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,15 +38,17 @@ class Tally:
 class Route:
     """What an emit of one topic reaches, in order of registration."""
 
-    __slots__ = ("boxes", "counted", "generation", "inline", "keyed", "tally")
+    __slots__ = ("boxes", "counted", "generation", "keyed", "reserved", "size", "swift", "tally")
 
-    def __init__(self, boxes: tuple[Mailbox, ...], tally: Tally, generation: int) -> None:
+    def __init__(self, topic: str, boxes: tuple[Mailbox, ...], tally: Tally, generation: int) -> None:
+        self.reserved = topic.startswith("bus/")
         self.boxes = boxes
         self.tally = tally
         self.generation = generation
         self.counted = sum(not box.observer for box in boxes)
-        self.inline = any(box.inline for box in boxes)
+        self.size = len(boxes)
         self.keyed = any(box.key is not None for box in boxes)
+        self.swift = primitives.SECTIONS and bool(boxes) and all(box.plain for box in boxes)
 
 
 class Node:
@@ -71,7 +75,7 @@ class Exact:
 class Registry:
     """All active mailboxes of a bus, and the way from a topic to those that it reaches."""
 
-    __slots__ = ("_exact", "_generation", "_other", "_root", "_tallies", "boxes", "routes")
+    __slots__ = ("_exact", "_other", "_root", "_tallies", "boxes", "generation", "routes")
 
     def __init__(self) -> None:
         self.boxes: dict[int, Mailbox] = {}
@@ -83,7 +87,7 @@ class Registry:
         """Build everything anew from ``boxes``: in a forked child a half-done registration may have been cut off."""
         self._exact: dict[str, Exact] = {}
         self._root = Node()
-        self._generation = 0
+        self.generation = 0
         self.routes: dict[str, Route] = {}
         for box in list(self.boxes.values()):
             self.add(box)
@@ -94,7 +98,7 @@ class Registry:
         for pattern in box.patterns:
             if "*" in pattern:
                 self._place(pattern)[box.id] = box
-                self._generation += 1  # every remembered route may be out of date; each is looked at when next used
+                self.generation += 1  # every remembered route may be out of date; each is looked at when next used
             else:
                 exact = self._exact.get(pattern)
                 if exact is None:
@@ -103,7 +107,7 @@ class Registry:
                     if known is not None:
                         exact.tally = known
                 exact.boxes[box.id] = box
-                self.routes.pop(pattern, None)
+                self._forget(pattern)
 
     def remove(self, box: Mailbox) -> bool:
         """Take a mailbox out; tells whether it was in. O(levels)."""
@@ -112,9 +116,9 @@ class Registry:
         for pattern in box.patterns:
             if "*" in pattern:
                 self._prune(pattern, box.id)
-                self._generation += 1
+                self.generation += 1
             else:
-                self.routes.pop(pattern, None)
+                self._forget(pattern)
                 exact = self._exact.get(pattern)
                 if exact is not None:
                     exact.boxes.pop(box.id, None)
@@ -130,7 +134,7 @@ class Registry:
     def route(self, topic: str) -> Route:
         """The route of a topic: the remembered one if it still holds, else made and remembered."""
         route = self.routes.get(topic)
-        if route is not None and route.generation == self._generation:
+        if route is not None and route.generation == self.generation:
             return route
         found: dict[int, Mailbox] = {}
         exact = self._exact.get(topic)
@@ -140,7 +144,7 @@ class Registry:
         if len(self.routes) >= ROUTES_REMEMBERED:
             self.routes = {}
         boxes = tuple(found[number] for number in sorted(found))
-        route = self.routes[topic] = Route(boxes, exact.tally if exact else self._tally(topic), self._generation)
+        route = self.routes[topic] = Route(topic, boxes, exact.tally if exact else self._tally(topic), self.generation)
         return route
 
     def reaches(self, topic: str) -> bool:
@@ -166,6 +170,11 @@ class Registry:
                 return self._other
             tally = self._tallies[topic] = Tally()
         return tally
+
+    def _forget(self, topic: str) -> None:
+        route = self.routes.pop(topic, None)
+        if route is not None:
+            route.generation = -1  # for emits that have looked it up already
 
     def _place(self, pattern: str) -> dict[int, Mailbox]:
         node = self._root

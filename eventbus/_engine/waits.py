@@ -35,7 +35,7 @@ ALL, ANY, LENIENT = range(3)
 class Waiter:
     """One wait of one thread or task."""
 
-    __slots__ = ("done", "enlist", "error", "mode", "owner", "ready", "targets", "text", "wake")
+    __slots__ = ("done", "enlist", "error", "keen", "mode", "owner", "ready", "targets", "text", "wake")
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Waiter:
         self.mode = mode
         self.targets = targets
         self.done = False
+        self.keen = False
         self.error: DeadlockError | None = None
         self.owner: Delivery | None = None
         self.wake: Callable[[], None] = _nobody

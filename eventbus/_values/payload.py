@@ -20,12 +20,12 @@ from .event import Event
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["UNDECLARED", "admits", "choose", "to_plain"]
+__all__ = ["PLAIN", "UNDECLARED", "admits", "choose", "to_plain"]
 
 UNDECLARED = object()
 
 # Payloads that are never models, looked at first because they are the most.
-_PLAIN = frozenset((dict, str, int, float, bool, bytes, list, tuple, set))
+PLAIN = frozenset((dict, str, int, float, bool, bytes, list, tuple, set))
 _DICTS = (dict, Mapping, MutableMapping)
 
 # Whether a dump of this model class must be copied once more. A race computes the same answer twice; no lock is needed.
@@ -67,7 +67,7 @@ def to_plain(payload: Any) -> Any:
     if payload is None:
         return {}
     kind = type(payload)
-    if kind in _PLAIN or not _is_model(kind):
+    if kind in PLAIN or not _is_model(kind):
         return payload
     dump = payload.model_dump()
     shares = _shares.get(kind)

@@ -406,7 +406,7 @@ class TestEveryInstruction:
 
                 interrupter.suits = lambda place: place[0].co_name == "_admit"
                 interrupter.arm(1, first)
-                bus.emit("t", "main")
+                bus.emit("t", "main", follow=True)  # not in sections
 
             def second(point: int) -> None:
                 interrupter.suits = lambda place: True
