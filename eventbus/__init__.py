@@ -20,9 +20,12 @@ from ._errors import ServiceError as ServiceError
 from ._errors import SubscriptionError as SubscriptionError
 from ._errors import TopicError as TopicError
 from ._errors import TopicTypeError as TopicTypeError
+from ._errors import UnexpectedEventError as UnexpectedEventError
 from ._scope import Scope as Scope
 from ._scope import handles as handles
 from ._stream import Stream as Stream
+from ._testing.synchronizer import EventSynchronizer as EventSynchronizer
+from ._testing.synchronizer import RecordedEvents as RecordedEvents
 from ._values.event import Event as Event
 from ._values.stats import BusStats as BusStats
 from ._values.stats import CloseReport as CloseReport

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ._values.options import Overflow
     from ._values.stats import BusStats, CloseReport, HandlerError
 
-__all__ = ["BusArguments", "EventBus", "OptionArguments", "check_emit", "default"]
+__all__ = ["BusArguments", "EventBus", "OptionArguments", "check_emit", "core_of", "default"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -455,6 +455,14 @@ class EventBus:
         engine = self._engine
         state = ("open", "closing", "closed")[engine.state]
         return f"<{type(self).__name__} {engine.name!r} {state}: {len(engine.registry.boxes)} subscriptions>"
+
+
+def core_of(bus: object) -> EventBus:
+    """The core of a bus of either face. Raises OptionTypeError for what is no bus."""
+    core = bus if isinstance(bus, EventBus) else getattr(bus, "bus", None)
+    if not isinstance(core, EventBus):
+        raise OptionTypeError(f"an EventBus or an AsyncEventBus is needed, not {bus!r}")
+    return core
 
 
 def _stream_handler(event: Any) -> None:

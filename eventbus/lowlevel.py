@@ -7,6 +7,7 @@ from ._bus import BusArguments as BusArguments
 from ._bus import OptionArguments as OptionArguments
 from ._bus import check_emit as check_emit
 from ._bus import check_extras as check_extras
+from ._bus import core_of as core_of
 from ._bus import default as default
 from ._bus import first_answer as first_answer
 from ._bus import stream_options as stream_options
@@ -22,6 +23,9 @@ from ._engine.dispatcher import Executor as Executor
 from ._engine.engine import CLOSED as CLOSED
 from ._engine.engine import OPEN as OPEN
 from ._engine.engine import Engine as Engine
+from ._engine.flow import Call as Call
+from ._engine.flow import Flow as Flow
+from ._engine.flow import Pause as Pause
 from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
 from ._engine.subscription import Handle as Handle
@@ -30,4 +34,5 @@ from ._engine.waits import begin as begin
 from ._engine.waits import end as end
 from ._scope import ScopeCore as ScopeCore
 from ._scope import marked_methods as marked_methods
+from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
 from ._values.options import check_timeout as check_timeout
