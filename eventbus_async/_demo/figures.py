@@ -177,16 +177,19 @@ class NetworkSource:
         self._meter = Meter()
 
     def read(self) -> Network | None:
-        received = sent = 0
+        received = sent = interfaces = 0
         try:
             for row in lines(self._file, "network traffic")[2:]:
                 name, _, rest = row.partition(":")
                 if name.strip() != "lo":
+                    interfaces += 1
                     fields = rest.split()
                     received += int(fields[0])
                     sent += int(fields[8])
         except (IndexError, ValueError):
             raise FigureError(f"network traffic is not to be had: {self._file} has an unknown form") from None
+        if not interfaces:
+            raise FigureError(f"network traffic is not to be had: {self._file} lists no interface but the loopback")
         rates = self._meter.rates(received, sent)
         return None if rates is None else Network(received=rates[0], sent=rates[1])
 

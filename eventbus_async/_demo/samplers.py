@@ -20,7 +20,7 @@ __all__ = ["Sampler"]
 
 
 class Sampler(threading.Thread):
-    """Emits one source's readings, one every ``interval`` seconds, until ``stop`` is set or the figure is not to be had."""
+    """Emits a source's readings every ``interval`` seconds, until ``stop`` is set or the figure is not to be had."""
 
     def __init__(self, bus: EventBus, source: Source, interval: float, stop: threading.Event) -> None:
         super().__init__(name=f"sampler-{source.topic.name}", daemon=True)

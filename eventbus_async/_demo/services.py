@@ -13,7 +13,6 @@ from .events import ALARM, CPU, DIGEST, MEMORY, SPACE, UNAVAILABLE, Alarm, Diges
 
 if TYPE_CHECKING:
     from eventbus import Event
-
     from eventbus_async import AsyncEventBus
 
 __all__ = ["Aggregator", "Board", "Thresholds"]
