@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -102,12 +102,12 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
             for sampler in samplers:
                 sampler.start()
 
-            end, before = began + settings.seconds, (began, 0)
+            end, drawn = began + settings.seconds, (began, 0)
             while (left := end - time.monotonic()) > 0 and not over.is_set():
                 if screen is not None:
                     now, stats = time.monotonic(), bus.stats()
-                    rate = (stats.totals.deliveries - before[1]) / max(now - before[0], 1e-9)
-                    before = (now, stats.totals.deliveries)
+                    rate = (stats.totals.deliveries - drawn[1]) / max(now - drawn[0], 1e-9)
+                    drawn = (now, stats.totals.deliveries)
                     screen.draw(live_lines(now - began, settings.seconds, stats, rate, names, board))
                 pause = REDRAW if screen is not None and screen.live else REPORT
                 try:
@@ -124,6 +124,7 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
                 await bus.drain(DRAIN)
             except TimeoutError as error:
                 errors.append(str(error))
+            latencies = [each.stats() for each in handles]  # an ended subscription keeps its counts alone
             for service in reversed(services):
                 await service.stop()
             report = await bus.close(DRAIN)
@@ -133,7 +134,10 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
         for topic, count in each.emitted.items():
             emitted[topic] = emitted.get(topic, 0) + count
     stats = bus.stats()
-    rows = [(each.name, each.stats()) for each in handles]
+    rows = [
+        (each.name, replace(each.stats(), wait=before.wait, run=before.run))
+        for each, before in zip(handles, latencies, strict=True)
+    ]
     checks = make_checks(stats, rows, emitted, (file.stats(), writer.lines))
     return Summary(seconds, ended_by, stats, rows, checks, report, board, writer, errors)
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eventbus import Event  # at run time: the bus reads the handlers' annotations
 from eventbus_async import BaseService
 
 from .events import ALARM, CPU, DIGEST, MEMORY, SPACE, UNAVAILABLE, Alarm, Digest, Reading, Unavailable
 
 if TYPE_CHECKING:
-    from eventbus import Event
     from eventbus_async import AsyncEventBus
 
 __all__ = ["Aggregator", "Board", "Thresholds"]

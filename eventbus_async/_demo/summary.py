@@ -131,7 +131,7 @@ class Summary:
                 if self.writer.temporary
                 else f" to {self.writer.path}"
             ),
-            *(f"  not to be had: {reason}" for reason in self.board.unavailable.values()),
+            *(f"  {reason}" for reason in self.board.unavailable.values()),
             *(f"  error: {error}" for error in self.errors[:5]),
             *(f"  still running: {name}" for name in self.report.stuck),
         ]

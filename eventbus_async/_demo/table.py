@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 def figure_lines(board: Board) -> list[str]:
     """One line for each figure: the newest reading, and the digest of the last ones."""
-    rows: list[str] = []
+    rows = [f"  {'figure':<10}{'now':<42}  low < mean < high of the last digest"]
     for topic in sorted(board.latest):
         digest = board.digests.get(topic)
         # Digests of byte rates would be long numbers; those of per cents and loads are not.
@@ -65,7 +65,7 @@ def live_lines(
         "",
         f"  {stats.events} events, {totals.deliveries} deliveries, {rate:.0f} deliveries/s,"
         f" {totals.pending + totals.running} queued; latency p50 {duration(totals.wait.p50)},"
-        f" p99 {duration(totals.wait.p99)}; {pool.threads} threads",
+        f" p99 {duration(totals.wait.p99)}; threads: {pool.threads}",
         "",
         *subscription_lines(rows),
         "",

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
-if TYPE_CHECKING:
-    from eventbus import Event
+from eventbus import Event  # at run time: the bus reads the handler's annotation
 
 __all__ = ["Writer"]
 
