@@ -338,7 +338,7 @@ class Engine:
             self._mend(receipt, boxes, done, epoch, delivery)
             raise
         if follows is not None:
-            self._recheck_followers(follows)
+            self._recheck_waits(follows)
         return inline
 
     def _offer(self, box: Mailbox, delivery: Delivery, keys: dict[Mailbox, _Key] | None) -> None:
@@ -395,9 +395,12 @@ class Engine:
                         each.later.clear()
                         self.complete(each, Status.CANCELLED, None, None, 0.0)
 
-    def _recheck_followers(self, follows: tuple[Receipt, ...]) -> None:
-        """In a step: an emit added to what somebody waits for; a handler's wait may have become endless by it."""
-        for receipt in follows:
+    def _recheck_waits(self, receipts: tuple[Receipt, ...]) -> None:
+        """In a step: a handler's wait for one of these may have become endless.
+
+        An emit added to what a follower waits for, or one of those that could have answered a request has failed.
+        """
+        for receipt in receipts:
             for waiter in receipt._waiters or ():
                 if waiter.owner is not None and not waiter.done:
                     cycle = stuck_on(waiter.owner, waiter)
@@ -498,6 +501,8 @@ class Engine:
                 delivery.deadline = None
             if receipt._waiters:
                 notify(self, receipt._waiters)
+                if status is not Status.DELIVERED:
+                    self._recheck_waits((receipt,))
             if not box.observer:
                 follows = receipt._follows
                 if follows is not None:
