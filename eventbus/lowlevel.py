@@ -13,12 +13,15 @@ from ._bus import first_answer as first_answer
 from ._bus import stream_options as stream_options
 from ._engine import primitives as primitives
 from ._engine.buffer import StreamMailbox as StreamMailbox
+from ._engine.call import TooLate as TooLate
+from ._engine.call import argument as argument
 from ._engine.call import context_of as context_of
 from ._engine.call import enter as enter
 from ._engine.call import report as report
 from ._engine.call import strip as strip
 from ._engine.delivery import SETTLED as SETTLED
 from ._engine.delivery import Delivery as Delivery
+from ._engine.delivery import current as current
 from ._engine.dispatcher import Executor as Executor
 from ._engine.engine import CLOSED as CLOSED
 from ._engine.engine import OPEN as OPEN
@@ -26,8 +29,10 @@ from ._engine.engine import Engine as Engine
 from ._engine.flow import Call as Call
 from ._engine.flow import Flow as Flow
 from ._engine.flow import Pause as Pause
+from ._engine.mailbox import ACTIVE as ACTIVE
 from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
+from ._engine.monitor import Interrupted as Interrupted
 from ._engine.subscription import Handle as Handle
 from ._engine.waits import Waiter as Waiter
 from ._engine.waits import begin as begin
@@ -35,4 +40,5 @@ from ._engine.waits import end as end
 from ._scope import ScopeCore as ScopeCore
 from ._scope import marked_methods as marked_methods
 from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
+from ._values.handler import HandlerSpec as HandlerSpec
 from ._values.options import check_timeout as check_timeout
