@@ -338,7 +338,7 @@ class Engine:
             self._mend(receipt, boxes, done, epoch, delivery)
             raise
         if follows is not None:
-            self._recheck_waits(follows)
+            self.recheck_waits(follows)
         return inline
 
     def _offer(self, box: Mailbox, delivery: Delivery, keys: dict[Mailbox, _Key] | None) -> None:
@@ -395,10 +395,11 @@ class Engine:
                         each.later.clear()
                         self.complete(each, Status.CANCELLED, None, None, 0.0)
 
-    def _recheck_waits(self, receipts: tuple[Receipt, ...]) -> None:
+    def recheck_waits(self, receipts: tuple[Receipt, ...]) -> None:
         """In a step: a handler's wait for one of these may have become endless.
 
-        An emit added to what a follower waits for, or one of those that could have answered a request has failed.
+        An emit added to what a follower waits for, one of those that could have answered a request has failed, or what
+        was in line before it for a keyed mailbox's space has got that.
         """
         for receipt in receipts:
             for waiter in receipt._waiters or ():
@@ -440,14 +441,14 @@ class Engine:
                 sleep(self, waiter, None, insist=False)
                 return
             except DeadlockError as error:
-                if not self.look(self._reject_stuck, receipt, waiter, error.cycle):
+                if not self.look(self._reject_stuck, receipt, error.cycle):
                     return
 
-    def _reject_stuck(self, receipt: Receipt, waiter: Waiter, cycle: tuple[str, ...]) -> bool:
+    def _reject_stuck(self, receipt: Receipt, cycle: tuple[str, ...]) -> bool:
         """In a step: this wait for space would never end; reject those deliveries that make it so."""
         owner = running_here(primitives.get_ident())
         lined = receipt._lined()
-        stuck = lined if owner is None else [each for each in lined if stuck_on(owner, waiter, each)]
+        stuck = lined if owner is None else [each for each in lined if stuck_on(owner, receipt._accept_waiter(each))]
         for each in stuck or lined:
             each.box.reject_stuck(each, cycle)
         return receipt._accepting > 0
@@ -502,7 +503,7 @@ class Engine:
             if receipt._waiters:
                 notify(self, receipt._waiters)
                 if status is not Status.DELIVERED:
-                    self._recheck_waits((receipt,))
+                    self.recheck_waits((receipt,))
             if not box.observer:
                 follows = receipt._follows
                 if follows is not None:
