@@ -39,6 +39,9 @@ from ._engine.waits import begin as begin
 from ._engine.waits import end as end
 from ._scope import ScopeCore as ScopeCore
 from ._scope import marked_methods as marked_methods
+from ._services.group import GroupCore as GroupCore
+from ._services.service import ServiceCore as ServiceCore
+from ._services.turns import callers as callers
 from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
 from ._values.handler import HandlerSpec as HandlerSpec
 from ._values.options import check_timeout as check_timeout

@@ -439,7 +439,8 @@ def _instead(wait: Wait) -> str:
         parts.append("nothing was recorded")
     if wait.box.lost:
         parts.append(
-            f"the recording overflowed: the {wait.box.lost} oldest events are forgotten, raise max_recorded={wait.box.most}"
+            f"the recording overflowed: the {wait.box.lost} oldest events are forgotten, raise"
+            f" max_recorded={wait.box.most}"
         )
     return "; ".join(parts)
 

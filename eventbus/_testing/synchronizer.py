@@ -117,16 +117,16 @@ class SynchronizerCore:
             self._end()
 
     def __repr__(self) -> str:
-        box = self._box
-        return f"<{type(self).__name__} on {self._engine.name!r}: {len(box.entries)} recorded{', ended' if box.over else ''}>"
+        state = "ended" if self._box.over else f"{len(self._box.entries)} recorded"
+        return f"<{type(self).__name__} on {self._engine.name!r}: {state}>"
 
 
 class EventSynchronizer(SynchronizerCore):
     """Waits for events in tests, without races. Blocks the thread; safe in any thread.
 
-    It records from the moment it is made, so an event emitted before the wait is found as one emitted after it is; there
-    is no gap between the two. Each recorded event answers one wait. It hears as an observer: it stands on no receipt.
-    A context manager: leaving it is :meth:`cleanup`.
+    It records from the moment it is made, so an event emitted before the wait is found as one emitted after it is;
+    there is no gap between the two. Each recorded event answers one wait. It listens as an observer, so it stands on no
+    receipt. A context manager: leaving it is :meth:`cleanup`.
 
     Args:
         bus: The bus, of either face.
@@ -162,7 +162,7 @@ class EventSynchronizer(SynchronizerCore):
     def wait_for_event(
         self,
         topic: str | Topic[Any],
-        timeout: float | None | Default = default,
+        timeout: float | Default | None = default,
         condition: Callable[[Any], object] | None = None,
         count: int | None = None,
         *,
@@ -192,7 +192,7 @@ class EventSynchronizer(SynchronizerCore):
     def wait_for_events(
         self,
         topics: Iterable[str | Topic[Any]],
-        timeout: float | None | Default = default,
+        timeout: float | Default | None = default,
         in_order: bool = False,
         *,
         grace_period_ms: float | None = None,
@@ -215,7 +215,7 @@ class EventSynchronizer(SynchronizerCore):
         """
         return drive(self._several(topics, timeout, in_order, grace_period_ms, grace_period))
 
-    def expect_no_event(self, topic: str | Topic[Any], within: float | None | Default = default) -> None:
+    def expect_no_event(self, topic: str | Topic[Any], within: float | Default | None = default) -> None:
         """Make sure that no event of a topic or pattern is recorded that has not answered a wait, nor comes in time.
 
         Args:
