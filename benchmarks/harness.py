@@ -114,7 +114,7 @@ class Plan:
     quick: bool = False
 
     def count(self, case: Case, share: float) -> int:
-        return max(2, int(case.n * share * self.scale * (case.quick if self.quick else 1.0)))
+        return max(1, int(case.n * share * self.scale * (case.quick if self.quick else 1.0)))
 
 
 def line_up(sampler: Callable[[Offer], Any], *references: str) -> list[Contender | Missing]:
