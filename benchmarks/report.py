@@ -120,8 +120,9 @@ def score(verdicts: Sequence[Verdict]) -> str:
 GOAL_HEADINGS = ["goal", "bound", "measured", "against", "verdict"]
 
 
-def goals_for_terminal(results: Mapping[str, Result]) -> str:
-    verdicts = judge(GOALS, results)
+def goals_for_terminal(results: Mapping[str, Result], some: bool = False) -> str:
+    """The goals; with ``some`` only those that the cases which were run can tell something about."""
+    verdicts = [each for each in judge(GOALS, results) if not some or each.verdict != NOT_MEASURED]
     return f"\nGoals: {score(verdicts)}\n{table([GOAL_HEADINGS, *goal_lines(verdicts)])}"
 
 

@@ -132,7 +132,7 @@ CASES = [
             Metric("delay", "ms", "median delay of the other seven"),
         ),
         quick=0.2,
-        note="The same burst with and without the blocking handler; the delay at one event a millisecond. More than 100 %"
-        " are kept where the one that blocks leaves its share of the work to the others.",
+        note="The same burst with and without the blocking handler; the delay at one event a millisecond. More than"
+        " 100 % are kept where the one that blocks leaves its share of the work to the others.",
     )
 ]

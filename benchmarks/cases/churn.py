@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+FEW, MANY = 10, 100_000
+
+
 @contextmanager
 def beside(open_: Any, count: int) -> Iterator[Callable[[int], dict[str, float]]]:
     with open_(count) as pair:
@@ -42,13 +45,21 @@ def contenders(count: int, *references: str) -> list[Contender | Missing]:
     return found
 
 
+def beside_few() -> list[Contender | Missing]:
+    return contenders(FEW, "ours:churn", "pyee:churn", "blinker:churn", "psygnal:churn", "pypubsub:churn")
+
+
+def beside_many() -> list[Contender | Missing]:
+    return contenders(MANY, "ours:churn", "ours:churn_one_topic")
+
+
 METRICS = (Metric("cost", "µs", "one on() and one cancel()"),)
 
 CASES = [
     Case(
         "churn-10",
         "on() and cancel() beside 10 subscriptions",
-        partial(contenders, 10, "ours:churn", "pyee:churn", "blinker:churn", "psygnal:churn", "pypubsub:churn"),
+        beside_few,
         2_000,
         METRICS,
         note="One pair. Ours is a barrier: after on() nothing is missed, after cancel() nothing begins.",
@@ -56,7 +67,7 @@ CASES = [
     Case(
         "churn-100000",
         "on() and cancel() beside 100,000 subscriptions",
-        partial(contenders, 100_000, "ours:churn", "ours:churn_one_topic"),
+        beside_many,
         2_000,
         METRICS,
         note="The others on topics of their own, and all on the very topic.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TOPIC = "orders/created"
 ROUND = 64  # emits that warm up
+SUBSCRIPTIONS, TOPICS, PATTERNS = 10_000, 100_000, 1_000
 
 
 def nothing(payload: Any) -> None:
@@ -51,9 +52,9 @@ def others(text: str, count: int) -> Callable[[], Iterator[str]]:
 def contenders() -> list[Contender | Missing]:
     return [
         Contender("empty registry", OURS, partial(beside, others("", 0))),
-        Contender("10,000 other subscriptions", OURS, partial(beside, others("other", 10_000))),
-        Contender("100,000 other topics", OURS, partial(beside, others("other/{}", 100_000))),
-        Contender("1,000 patterns", OURS, partial(beside, others("other/{}/*/**", 1_000))),
+        Contender("10,000 other subscriptions", OURS, partial(beside, others("other", SUBSCRIPTIONS))),
+        Contender("100,000 other topics", OURS, partial(beside, others("other/{}", TOPICS))),
+        Contender("1,000 patterns", OURS, partial(beside, others("other/{}/*/**", PATTERNS))),
     ]
 
 
