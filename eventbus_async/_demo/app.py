@@ -130,8 +130,8 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
             report = await bus.close(DRAIN)
 
     emitted: dict[str, int] = {}
-    for each in (*samplers, aggregator, thresholds):
-        for topic, count in each.emitted.items():
+    for counts in (*(each.emitted for each in samplers), aggregator.emitted, thresholds.emitted):
+        for topic, count in counts.items():
             emitted[topic] = emitted.get(topic, 0) + count
     stats = bus.stats()
     rows = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from eventbus import BusStats, SubscriptionStats
+    from eventbus import BusStats, Latency, SubscriptionStats
 
     from .services import Board
 
@@ -20,6 +20,13 @@ def duration(seconds: float) -> str:
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def latencies(latency: Latency) -> str:
+    """Two columns: the median and the 99th percentile; dashes while no sample was taken."""
+    if not latency.count:
+        return f"{'-':>10}{'-':>9}"
+    return f"{duration(latency.p50):>10}{duration(latency.p99):>9}"
 
 
 def figure_lines(board: Board) -> list[str]:
@@ -43,11 +50,8 @@ def subscription_lines(rows: Iterable[tuple[str, SubscriptionStats]]) -> list[st
     head = f"  {'subscription':<22}{'delivered':>10}{'queued':>8}{'wait p50':>10}{'p99':>9}{'run p50':>10}{'p99':>9}"
     lines = [head]
     for name, each in rows:
-        times = "".join(
-            f"{duration(value):>{width}}"
-            for value, width in ((each.wait.p50, 10), (each.wait.p99, 9), (each.run.p50, 10), (each.run.p99, 9))
-        )
-        lines.append(f"  {name[:21]:<22}{each.delivered:>10}{each.pending + each.running:>8}{times}")
+        queued = each.pending + each.running
+        lines.append(f"  {name[:21]:<22}{each.delivered:>10}{queued:>8}{latencies(each.wait)}{latencies(each.run)}")
     return lines
 
 
