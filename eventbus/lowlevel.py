@@ -34,14 +34,16 @@ from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
 from ._engine.monitor import Interrupted as Interrupted
 from ._engine.subscription import Handle as Handle
+from ._engine.waits import ALL as ALL
 from ._engine.waits import Waiter as Waiter
 from ._engine.waits import begin as begin
 from ._engine.waits import end as end
+from ._engine.waits import notify as notify
 from ._scope import ScopeCore as ScopeCore
 from ._scope import marked_methods as marked_methods
 from ._services.group import GroupCore as GroupCore
 from ._services.service import ServiceCore as ServiceCore
-from ._services.turns import callers as callers
+from ._services.turns import Turn as Turn
 from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
 from ._values.handler import HandlerSpec as HandlerSpec
 from ._values.options import check_timeout as check_timeout

@@ -1,5 +1,7 @@
 """The event bus seen from asyncio: every public name of ``eventbus``, in its own flavour where there is one."""
 
+import typing as _typing
+
 from eventbus import BusClosedError as BusClosedError
 from eventbus import BusStats as BusStats
 from eventbus import CloseReport as CloseReport
@@ -21,22 +23,42 @@ from eventbus import OptionTypeError as OptionTypeError
 from eventbus import Outcome as Outcome
 from eventbus import PayloadError as PayloadError
 from eventbus import PoolStats as PoolStats
+from eventbus import RecordedEvents as RecordedEvents
+from eventbus import Restart as Restart
 from eventbus import ServiceError as ServiceError
+from eventbus import ServiceStatus as ServiceStatus
 from eventbus import Status as Status
 from eventbus import SubscriptionError as SubscriptionError
 from eventbus import SubscriptionStats as SubscriptionStats
 from eventbus import Topic as Topic
 from eventbus import TopicError as TopicError
 from eventbus import TopicTypeError as TopicTypeError
+from eventbus import UnexpectedEventError as UnexpectedEventError
 from eventbus import handles as handles
 
 from ._await import Receipt as Receipt
 from ._bus import AsyncEventBus as AsyncEventBus
 from ._bus import SyncEventBus as SyncEventBus
+from ._group import ServiceGroup as ServiceGroup
 from ._scope import Scope as Scope
+from ._service import BaseService as BaseService
 from ._stream import Stream as Stream
 from ._subscription import Subscription as Subscription
+from ._synchronizer import EventSynchronizer as EventSynchronizer
 
-# Here: EventSynchronizer, BaseService, ServiceGroup and what comes with them.
+if _typing.TYPE_CHECKING:
+    from eventbus import ServiceStatusPayload as ServiceStatusPayload
 
 __version__ = "0.1.0"
+
+
+if not _typing.TYPE_CHECKING:  # or type checkers would take any name for one of ours
+
+    def __getattr__(name):
+        """What needs pydantic is imported when it is first used."""
+        if name == "ServiceStatusPayload":
+            from eventbus import ServiceStatusPayload
+
+            globals()[name] = ServiceStatusPayload
+            return ServiceStatusPayload
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -183,6 +183,11 @@ class AsyncEventBus:
         """
         if handler is default:
             return self._decorator(topic, loop, options)
+        return self._on(topic, handler, loop, options)
+
+    sync_on = on
+
+    def _on(self, topic: Any, handler: Any, loop: Any, options: Any, watcher: Any = None) -> Subscription:
         self._refuse_if_closed()
         engine = self._engine
         binding = self._binding
@@ -192,12 +197,10 @@ class AsyncEventBus:
         def make(box: Mailbox) -> Subscription:
             return Subscription(box, binding)
 
-        subscription = engine.register(make, patterns, spec, checked, executor, home=home)
+        subscription = engine.register(make, patterns, spec, checked, executor, home=home, watcher=watcher)
         if home is not None and executor is None:
             binding.adopt(subscription._box)
         return subscription if self._members is None else self._members.admit(subscription)
-
-    sync_on = on
 
     def _decorator(self, topic: Any, loop: Any, options: Any) -> Callable[[F], F]:
         def register(handler: F) -> F:

@@ -23,7 +23,7 @@ from .._engine.waits import ALL, LENIENT, Waiter, notify
 from .._errors import BusClosedError, DeadlockError, EventBusError, ServiceError
 from .._scope import ScopeCore
 from .status import ACCEPTING, STATUS_TOPIC, UP, ServiceStatus
-from .turns import Turns, actor_here, callers
+from .turns import Turns, callers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +147,7 @@ class Lifecycle:
         self.scope = ScopeCore()
         self._change(turn, ServiceStatus.STARTING)
         try:
-            yield self._call(turn, self.hooks.start)
+            yield Call(self.hooks.start)
             self._up = True
             # Last, so that these handlers find what _start has made.
             self.hooks.subscribe_marked()
@@ -161,7 +161,7 @@ class Lifecycle:
             except DeadlockError:
                 pass  # all of it is cancelled; the caller will hear of what came first
             if self._up:
-                yield from self._take_down(turn)
+                yield from self._take_down()
             self._change(turn, ServiceStatus.ERROR, f"{type(error).__name__}: {error}")
             raise
         self._change(turn, ServiceStatus.RUNNING)
@@ -177,7 +177,7 @@ class Lifecycle:
             finally:
                 if self._up:
                     self._up = False
-                    yield self._call(turn, self.hooks.stop)
+                    yield Call(self.hooks.stop)
         except GeneratorExit:
             self._change(turn, ServiceStatus.ERROR, "its stop was abandoned")
             raise
@@ -190,7 +190,7 @@ class Lifecycle:
         self._due = None
         yield from self._withdraw()
         if self._up:
-            yield from self._take_down(turn)
+            yield from self._take_down()
         try:
             yield from self._bring_up(turn)
         except Exception:
@@ -207,20 +207,13 @@ class Lifecycle:
         if ended is not None and ended[0].error is not None:
             log.error("a restart of the service %r has failed", self.name, exc_info=ended[0].error)
 
-    def _take_down(self, turn: Turn) -> Flow[None]:
+    def _take_down(self) -> Flow[None]:
         """Call ``_stop`` on the way to something else; its error is logged and stops nothing."""
         self._up = False
         try:
-            yield self._call(turn, self.hooks.stop)
+            yield Call(self.hooks.stop)
         except Exception as error:
             log.error("_stop of the service %r raised", self.name, exc_info=error)
-
-    def _call(self, turn: Turn, hook: Callable[[], Any]) -> Call:
-        def call() -> Any:
-            turn.actor = actor_here()
-            return hook()
-
-        return Call(call)
 
     def _withdraw(self) -> Flow[None]:
         """Cancel everything that is subscribed and wait for calls that have begun, but for those that wait for us."""

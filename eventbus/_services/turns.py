@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from .._engine.engine import Engine
     from .._engine.flow import Flow
 
-__all__ = ["Turn", "Turns", "actor_here", "callers"]
+__all__ = ["Turn", "Turns", "callers"]
 
 
 class Turn:
     """One start, stop or restart in progress."""
 
-    __slots__ = ("actor", "changes", "error", "kind", "over")
+    __slots__ = ("changes", "error", "inside", "kind", "over")
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, inside: list[Delivery]) -> None:
         self.kind = kind
-        self.actor: Any = None  # the thread or task in which user code of this flow runs
+        self.inside = inside  # the handlers that it was called in
         self.changes: list[Any] = []  # what the flow has told the world, to be settled before its callers return
         self.error: BaseException | None = None
         self.over = False
@@ -49,22 +49,26 @@ class Turn:
         raise ServiceError(f"the {self.kind} that was under way was broken off by {error!r}") from error
 
 
-# The flows that the running code belongs to: handlers of what they emit inherit it.
+# The flows that the running code belongs to, the latest last: handlers of what they emit inherit it, and tasks.
 _here: ContextVar[tuple[Turn, ...]] = ContextVar("eventbus_turns", default=())
 
 
-def actor_here() -> Any:
-    """The task that runs here, else the thread."""
-    return primitives.current_task() or primitives.get_ident()
-
-
-def callers() -> list[Delivery]:
-    """The deliveries whose handlers the running code is called by."""
+def handlers_here() -> list[Delivery]:
+    """The deliveries whose handlers run in this very thread or task."""
     task = primitives.current_task()
     delivery = running_here(primitives.get_ident())
     if delivery is None and task is not None:
         delivery = running_here(task)
     return list(stack_of(delivery))
+
+
+def callers() -> list[Delivery]:
+    """Those, and the ones in which the flows were called that this code belongs to."""
+    found = handlers_here()
+    for turn in _here.get():
+        if not turn.over:
+            found.extend(turn.inside)
+    return found
 
 
 class Turns:
@@ -92,18 +96,19 @@ class Turns:
         look(self._arrive, inside)
         try:
             while True:
-                turn, mine = look(self._take, kind, needed)
+                turn, mine = look(self._take, kind, needed, inside)
                 if turn is None:
                     return None
                 if mine:
                     break
-                if turn.kind == kind and turn in _here.get():
-                    return None  # called by the flow itself, or by a handler of what it emitted
-                if turn.actor is not None and turn.actor == actor_here():
-                    raise ServiceError(
-                        f"{kind} of {self.name} was called within its own {turn.kind}, which it would wait for;"
-                        " raise an error there instead, or call it later"
-                    )
+                if turn in _here.get():
+                    if turn.kind == kind:
+                        return None  # called by the flow itself, or by a handler of what it emitted
+                    if all(each in turn.inside for each in handlers_here()):
+                        raise ServiceError(
+                            f"{kind} of {self.name} was called within its own {turn.kind}, which it would wait for;"
+                            " raise an error there instead, or call it later"
+                        )
                 yield Pause(self.engine, self._end_of(turn), None)
                 if turn.kind == kind:
                     return turn, False
@@ -133,17 +138,17 @@ class Turns:
         for each in inside:
             self.inside.remove(each)
 
-    def _take(self, kind: str, needed: Callable[[], bool]) -> tuple[Turn | None, bool]:
+    def _take(self, kind: str, needed: Callable[[], bool], inside: list[Delivery]) -> tuple[Turn | None, bool]:
         if self.turn is not None:
             return self.turn, False
         if not needed():
             return None, False
-        self.turn = Turn(kind)
+        self.turn = Turn(kind, inside)
         return self.turn, True
 
     def _leave(self, turn: Turn) -> None:
         turn.over = True
-        turn.actor = None
+        turn.inside = []
         if self.turn is turn:
             self.turn = None
         notify(self.engine, self.waiters)
