@@ -209,7 +209,7 @@ class Receipt(eventbus.Receipt, Driven["Receipt"]):
                 except DeadlockError as error:
                     # A wait for space never raises: what would wait for its own waiter is rejected (G8).
                     task = asyncio.current_task()
-                    if not engine.look(engine._reject_stuck, self, waiter, error.cycle, task):
+                    if not engine.look(engine._reject_stuck, self, error.cycle, task):
                         break
             return self
 
