@@ -444,9 +444,9 @@ class Engine:
                 if not self.look(self._reject_stuck, receipt, error.cycle):
                     return
 
-    def _reject_stuck(self, receipt: Receipt, cycle: tuple[str, ...]) -> bool:
+    def _reject_stuck(self, receipt: Receipt, cycle: tuple[str, ...], actor: Any = None) -> bool:
         """In a step: this wait for space would never end; reject those deliveries that make it so."""
-        owner = running_here(primitives.get_ident())
+        owner = running_here(primitives.get_ident() if actor is None else actor)
         lined = receipt._lined()
         stuck = lined if owner is None else [each for each in lined if stuck_on(owner, receipt._accept_waiter(each))]
         for each in stuck or lined:
