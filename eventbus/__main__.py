@@ -24,15 +24,10 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code. Wrong arguments exit with 2 and a message, as argparse does."""
     options = parser().parse_args(arguments)
-    demo = import_module("eventbus_async._demo")
-    settings = demo.Settings(
-        seconds=options.seconds,
-        interval=options.interval,
-        as_json=options.json,
-        output=options.output,
-        limits={"cpu": options.cpu_alarm, "memory": options.memory_alarm, "space": options.space_alarm},
-    )
+    limits = {"cpu": options.cpu_alarm, "memory": options.memory_alarm, "space": options.space_alarm}
     try:
+        demo = import_module("eventbus_async._demo")
+        settings = demo.Settings(options.seconds, options.interval, options.json, options.output, limits)
         return int(demo.run(settings))
     except KeyboardInterrupt:
         return 130  # before or after the part that ends in order

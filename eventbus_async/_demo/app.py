@@ -23,7 +23,7 @@ from .table import Screen, live_lines
 from .writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from eventbus import HandlerError
 
@@ -52,21 +52,21 @@ def run(settings: Settings, out: TextIO | None = None) -> int:
         The exit code: 0 if every delivery is accounted for and no handler failed, else 1; 2 if the output file cannot
         be written.
     """
-    out = out or sys.stdout
+    stream = sys.stdout if out is None else out
     try:
         writer = Writer(settings.output)
     except OSError as error:
         print(f"eventbus demo: cannot write to {settings.output}: {error.strerror}", file=sys.stderr)
         return 2
     try:
-        summary = asyncio.run(watch(settings, writer, None if settings.as_json else Screen(out)))
+        summary = asyncio.run(watch(settings, writer, None if settings.as_json else Screen(stream)))
     finally:
         writer.close()
     if settings.as_json:
-        print(json.dumps(summary.as_dict(), indent=2), file=out)
+        print(json.dumps(summary.as_dict(), indent=2), file=stream)
     else:
-        print("\n".join(summary.lines()), file=out)
-    out.flush()
+        print("\n".join(summary.lines()), file=stream)
+    stream.flush()
     return 0 if summary.ok else 1
 
 
@@ -143,7 +143,7 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
 
 
 @contextmanager
-def signals(interrupt: Callable[[str], None]) -> Iterator[None]:
+def signals(interrupt: Callable[[str], None]) -> Generator[None, None, None]:
     """SIGINT and SIGTERM end the demo in order; the same signal again ends it at once, as if nobody handled it."""
     loop = asyncio.get_running_loop()
     set_here: list[signal.Signals] = []
