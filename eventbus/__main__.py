@@ -24,6 +24,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code. Wrong arguments exit with 2 and a message, as argparse does."""
     options = parser().parse_args(arguments)
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - so it is where it was closed beforehand
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     limits = {"cpu": options.cpu_alarm, "memory": options.memory_alarm, "space": options.space_alarm}
     try:
         demo = import_module("eventbus_async._demo")
@@ -31,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(demo.run(settings))
     except KeyboardInterrupt:
         return 130  # before or after the part that ends in order
-    except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain again when it flushes at exit.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # whoever read our output has gone, and knows
+            print(f"eventbus demo: {error}", file=sys.stderr)
+        # Python would complain again when it flushes the output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

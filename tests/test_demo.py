@@ -183,6 +183,41 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest
     assert told.out == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device there")
+def test_a_full_disk_ends_the_demo_with_an_error_and_all_the_same_with_its_sum() -> None:
+    """G5: the writer fails, everybody else goes on, and nothing is hidden."""
+    ended = subprocess.run(
+        command("--seconds", "1000", "--json", "--output", "/dev/full"), capture_output=True, text=True, timeout=LIMIT
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+    summary = json.loads(ended.stdout)
+    assert summary["accounted"] is True
+    assert summary["ended_by"] == "an error of writer"
+    assert "No space left" in summary["errors"][0]
+    writer = summary["subscriptions"]["writer"]
+    assert writer["failed"] == len(summary["errors"]) == writer["deliveries"] == summary["totals"]["failed"]
+    assert summary["totals"]["delivered"] > 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device there")
+def test_an_output_that_takes_nothing_is_one_clear_error() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command("--seconds", "1"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+    assert ended.returncode == 1
+    assert ended.stderr == "eventbus demo: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break in another way there")
+def test_a_reader_that_goes_away_ends_the_demo_quietly() -> None:
+    with subprocess.Popen(command("--seconds", "1000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"eventbus demo: ")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(LIMIT) == 1
+
+
 def test_a_sum_that_fails_is_seen() -> None:
     """The exit code hangs on these."""
     assert accounted(SubscriptionStats(deliveries=9, delivered=3, failed=2, dropped=1, pending=1, running=1)) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 import threading
@@ -58,9 +59,13 @@ def run(settings: Settings, out: TextIO | None = None) -> int:
     except OSError as error:
         print(f"eventbus demo: cannot write to {settings.output}: {error.strerror}", file=sys.stderr)
         return 2
+    log = logging.getLogger("eventbus")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # the summary tells of errors
     try:
         summary = asyncio.run(watch(settings, writer, None if settings.as_json else Screen(stream)))
     finally:
+        log.setLevel(level)
         writer.close()
     if settings.as_json:
         print(json.dumps(summary.as_dict(), indent=2), file=stream)
@@ -76,7 +81,9 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
 
     def note(error: HandlerError) -> None:
         errors.append(f"{error.subscription.name} on {error.event.topic}: {error.error!r}")
+        loop.call_soon_threadsafe(interrupt, f"an error of {error.subscription.name}")
 
+    loop = asyncio.get_running_loop()
     bus = AsyncEventBus(on_error=note)
     core = bus.bus
     ended_by = "the clock"
@@ -84,8 +91,9 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
 
     def interrupt(name: str) -> None:
         nonlocal ended_by
-        ended_by = name
-        over.set()
+        if not over.is_set():
+            ended_by = name
+            over.set()
 
     stop = threading.Event()
     samplers = [Sampler(core, each, settings.interval, stop) for each in all_sources(writer.path.parent)]

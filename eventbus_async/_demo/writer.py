@@ -1,6 +1,6 @@
 """The blocking part: a plain function that writes every event to a file, one JSON object a line.
 
-It blocks in ``write`` and ``flush``, so it belongs on the dispatcher's threads, never on a loop. Its subscription runs
+It blocks in ``write``, so it belongs on the dispatcher's threads, never on a loop. Its subscription runs
 one call at a time, in order, so the file needs no lock.
 """
 
@@ -24,12 +24,13 @@ class Writer:
     def __init__(self, path: Path | None) -> None:
         self.lines = 0
         self.temporary = path is None
+        # Unbuffered: what a full disk refuses is that event's error, and not once more at every later one.
         if path is None:
             self._file: Any = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed by close()
-                "w", encoding="utf-8", prefix="eventbus-demo-", suffix=".jsonl", delete=False
+                "wb", buffering=0, prefix="eventbus-demo-", suffix=".jsonl", delete=False
             )
         else:
-            self._file = path.open("w", encoding="utf-8")
+            self._file = path.open("wb", buffering=0)
         self.path = Path(self._file.name)
 
     def write(self, event: Event) -> None:
@@ -42,8 +43,9 @@ class Writer:
             "parent": event.parent_id,
             "payload": payload.model_dump(mode="json") if isinstance(payload, BaseModel) else payload,
         }
-        self._file.write(json.dumps(row, default=str) + "\n")
-        self._file.flush()
+        line = (json.dumps(row, default=str) + "\n").encode()
+        if self._file.write(line) != len(line):
+            raise OSError(f"only a part of a line could be written to {self.path}")
         self.lines += 1
 
     def close(self) -> None:
