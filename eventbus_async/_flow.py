@@ -47,7 +47,7 @@ async def perform(wanted: Pause | Call) -> Any:
     if isinstance(wanted, Pause):
         return await Waiting[bool](wanted.engine, wanted.waiter, wanted.timeout)
     answer = wanted.function()
-    return await answer if isinstance(answer, Awaitable) else answer
+    return await cast("Awaitable[Any]", answer) if isinstance(answer, Awaitable) else answer
 
 
 async def drive(flow: Flow[T]) -> T:

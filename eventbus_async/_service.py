@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from eventbus.lowlevel import ServiceCore, primitives
 
@@ -144,7 +144,7 @@ class BaseService(ServiceCore):
     def _told_of_error(self, error: HandlerError) -> None:
         answer: Any = self._on_error(error)
         if isinstance(answer, Awaitable):
-            waiting: Awaitable[object] = answer
+            waiting = cast("Awaitable[object]", answer)
             self._in_loop(lambda: keep(asyncio.ensure_future(self._report(waiting))))
 
     async def _report(self, answer: Awaitable[object]) -> None:
