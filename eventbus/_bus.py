@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
 
@@ -20,7 +21,7 @@ from ._values.stats import Status
 from ._values.topic import Topic, check_pattern, check_topic, is_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -395,7 +396,10 @@ class EventBus:
 
         Raises:
             NotRegisteredError: Names all that are missing.
+            OptionTypeError: It is no mapping.
         """
+        if not isinstance(expected, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionTypeError(f"the expected subscriptions must be a mapping of topics to handlers, not {expected!r}")
         missing: list[str] = []
         for topic, wanted in expected.items():
             pattern = check_pattern(topic)

@@ -50,7 +50,7 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
 
     Args:
         handler: The callable.
-        payload: What the payload is to be converted to, instead of what the handler declares.
+        payload: What the payload is to be converted to, instead of what the handler declares; None: as it declares.
         topics: Typed topics that it is registered for; what it declares must fit them.
 
     Raises:
@@ -68,7 +68,7 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
         parameter, owner = _by_code(handler, function, skip, name), function
     else:
         parameter, owner = _by_signature(handler, name)
-    if payload is not UNSET:
+    if payload is not UNSET and payload is not None:
         declared = payload
     elif parameter is None or owner is None:
         declared = UNDECLARED
