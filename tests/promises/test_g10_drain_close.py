@@ -206,6 +206,27 @@ class TestDrainInAHandler:
         known(bus.emit("drains"))
         assert statuses(known.items[0], waiting) == ["delivered"] * 2
 
+    def test_g10_it_leaves_out_a_handler_that_waits_for_space_behind_it(self, bus: EventBus) -> None:
+        """Whoever of the two comes to wait last: the space comes when the one that drains has ended."""
+        inside = threading.Event()
+
+        def drains(payload: Any) -> None:
+            if payload == "drains":
+                inside.set()
+                soon(lambda: bus.stats().pool.waiting == 1)
+                bus.drain(BOUND)
+
+        def fills(_: Any) -> None:
+            assert inside.wait(BOUND)
+            for n in range(3):
+                bus.emit("drains", n)
+
+        subscription = bus.on("drains", drains, max_pending=2)
+        bus.on("fills", fills)
+        assert statuses(bus.emit("drains", "drains"), bus.emit("fills")) == ["delivered"] * 2
+        bus.drain(BOUND)
+        assert subscription.stats().delivered == 4
+
     def test_g10_two_handlers_that_drain_leave_each_other_out(self, bus: EventBus) -> None:
         meet = threading.Barrier(2)
         bus.on("a", lambda _: (meet.wait(BOUND) and None) or bus.drain(BOUND), concurrency=2)
