@@ -236,19 +236,24 @@ class LoopExecutor(Executor):
             engine.executors.remove(self)
         for box in engine._all_boxes():
             if box.executor is self:
-                self.release(box)
                 running = list(box.running)
                 if box.home is None or box.state != ACTIVE:
+                    self._unqueue(box)
                     engine._cancel(box, False)
+                else:
+                    self.release(box)
                 for delivery in running:
                     engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
 
-    def release(self, box: Mailbox) -> None:
-        """In a step: let go of a mailbox, which is unbound from here on; what waits for space there is rejected."""
+    def _unqueue(self, box: Mailbox) -> None:
         if box.queued:
             box.queued = False
             if box in self.ready:
                 self.ready.remove(box)
+
+    def release(self, box: Mailbox) -> None:
+        """In a step: let go of a mailbox, which is unbound from here on; what waits for space there is rejected."""
+        self._unqueue(box)
         box.attach(None)
         if box.lane is not None:
             box.lane.offer()
