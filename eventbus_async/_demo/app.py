@@ -20,7 +20,7 @@ from .figures import all_sources
 from .samplers import Sampler
 from .services import Aggregator, Board, Thresholds
 from .summary import Summary, make_checks
-from .table import Screen, live_lines
+from .table import Screen, brief_line, live_lines
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -116,7 +116,10 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
                     now, stats = time.monotonic(), bus.stats()
                     rate = (stats.totals.deliveries - drawn[1]) / max(now - drawn[0], 1e-9)
                     drawn = (now, stats.totals.deliveries)
-                    screen.draw(live_lines(now - began, settings.seconds, stats, rate, names, board))
+                    screen.draw(
+                        live_lines(now - began, settings.seconds, stats, rate, names, board),
+                        brief_line(now - began, settings.seconds, stats, rate),
+                    )
                 pause = REDRAW if screen is not None and screen.live else REPORT
                 try:
                     await asyncio.wait_for(over.wait(), min(pause, left))

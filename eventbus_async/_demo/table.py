@@ -1,4 +1,4 @@
-"""The live table: its text, and how it gets onto a terminal or into a pipe. No state but the last height and counts."""
+"""The live table: its text, and how it gets onto a terminal or into a pipe. No state but the last height."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from .services import Board
 
-__all__ = ["Screen", "duration", "live_lines", "subscription_lines"]
+__all__ = ["Screen", "brief_line", "duration", "live_lines", "subscription_lines"]
 
 
 def duration(seconds: float) -> str:
@@ -59,7 +59,6 @@ def live_lines(
     elapsed: float, seconds: float, stats: BusStats, rate: float, names: Mapping[int, str], board: Board
 ) -> list[str]:
     """The whole live table."""
-    totals, pool = stats.totals, stats.pool
     rows = [(names.get(number, str(number)), each) for number, each in sorted(stats.subscriptions.items())]
     alarms = [alarm.text() for alarm in board.alarms[-3:]] or ["none"]
     return [
@@ -67,9 +66,8 @@ def live_lines(
         "",
         *figure_lines(board),
         "",
-        f"  {stats.events} events, {totals.deliveries} deliveries, {rate:.0f} deliveries/s,"
-        f" {totals.pending + totals.running} queued; latency p50 {duration(totals.wait.p50)},"
-        f" p99 {duration(totals.wait.p99)}; threads: {pool.threads}",
+        f"  {counts_text(stats, rate)}; threads: {stats.pool.threads}",
+        f"  {latency_text(stats)}",
         "",
         *subscription_lines(rows),
         "",
@@ -77,30 +75,38 @@ def live_lines(
     ]
 
 
+def brief_line(elapsed: float, seconds: float, stats: BusStats, rate: float) -> str:
+    """The table in one line, for logs and pipes."""
+    return f"eventbus demo: {elapsed:.0f} s of {seconds:g} s; {counts_text(stats, rate)}; {latency_text(stats)}"
+
+
+def counts_text(stats: BusStats, rate: float) -> str:
+    totals = stats.totals
+    queued = totals.pending + totals.running
+    return f"{stats.events} events, {totals.deliveries} deliveries, {rate:.0f} deliveries/s, {queued} queued"
+
+
+def latency_text(stats: BusStats) -> str:
+    wait = stats.totals.wait
+    return f"latency p50 {duration(wait.p50)}, p99 {duration(wait.p99)}" if wait.count else "no latency sampled yet"
+
+
 class Screen:
-    """Draws tables: over the one before on a terminal; elsewhere one plain line a table, for logs and pipes."""
+    """Shows a table over the one before on a terminal, and one plain line a table elsewhere."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._height = 0
         self.live = out.isatty()
 
-    def draw(self, lines: list[str]) -> None:
-        """Show a table instead of the one before."""
-        if not self.live:
-            self._out.write(
-                " ".join(lines[0].split(",")[:1]) + next((f";{x}" for x in lines if " events, " in x), "") + "\n"
-            )
-        else:
+    def draw(self, lines: list[str], brief: str) -> None:
+        """Show a table instead of the one before, or where that cannot be, its brief form."""
+        if self.live:
             width, height = shutil.get_terminal_size()
             shown = [line[: width - 1] for line in lines[: height - 1]]
             up = f"\x1b[{self._height}A" if self._height else ""
             self._out.write(up + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J")
             self._height = len(shown)
-        self._out.flush()
-
-    def say(self, lines: Iterable[str]) -> None:
-        """Write lines below what was drawn; the next table begins anew."""
-        self._height = 0
-        self._out.write("".join(f"{line}\n" for line in lines))
+        else:
+            self._out.write(f"{brief}\n")
         self._out.flush()
