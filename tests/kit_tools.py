@@ -1,4 +1,4 @@
-"""One body for both faces: a face makes the tools, and calls what either blocks (threads) or has to be awaited (asyncio)."""
+"""One body for both faces: a face makes the tools, and calls what blocks (threads) or has to be awaited (asyncio)."""
 
 from __future__ import annotations
 

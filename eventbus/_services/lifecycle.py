@@ -146,6 +146,7 @@ class Lifecycle:
     def _bring_up(self, turn: Turn) -> Flow[None]:
         self.scope = ScopeCore()
         self._change(turn, ServiceStatus.STARTING)
+        self._publish()
         try:
             yield Call(self.hooks.start)
             self._up = True
@@ -154,6 +155,7 @@ class Lifecycle:
         except GeneratorExit:
             self._cancel_all()
             self._change(turn, ServiceStatus.ERROR, "its start was abandoned")
+            self._publish()
             raise
         except BaseException as error:
             try:
@@ -166,11 +168,11 @@ class Lifecycle:
             raise
         self._change(turn, ServiceStatus.RUNNING)
         self.engine.look(self._degrade)
-        self._publish()
 
     def _stopping(self, turn: Turn) -> Flow[None]:
         self._due = None
         self._change(turn, ServiceStatus.STOPPING)
+        self._publish()
         try:
             try:
                 yield from self._withdraw()
@@ -180,6 +182,7 @@ class Lifecycle:
                     yield Call(self.hooks.stop)
         except GeneratorExit:
             self._change(turn, ServiceStatus.ERROR, "its stop was abandoned")
+            self._publish()
             raise
         except BaseException as error:
             self._change(turn, ServiceStatus.ERROR, f"{type(error).__name__}: {error}")
@@ -204,6 +207,7 @@ class Lifecycle:
             return self._due is due and self.engine.state == OPEN
 
         ended = yield from self.turns.run("restart", needed, self._restarting)
+        self._publish()
         if ended is not None and ended[0].error is not None:
             log.error("a restart of the service %r has failed", self.name, exc_info=ended[0].error)
 
@@ -246,6 +250,8 @@ class Lifecycle:
         return Waiter(f"the handlers of the service {self.name!r}", lambda: not others(), enlist, ALL, others)
 
     def _finish(self, ended: tuple[Turn, bool] | None, caller: list[Delivery]) -> Flow[None]:
+        # How a turn has ended is told once it is over: whoever hears of it may want the next one, inline even.
+        self._publish()
         if ended is not None:
             turn, mine = ended
             yield from self._settle(turn.changes, caller)
@@ -255,7 +261,6 @@ class Lifecycle:
 
     def _change(self, turn: Turn, status: ServiceStatus, message: str = "") -> None:
         turn.changes.append(self.engine.look(self._note, status, message))
-        self._publish()
 
     def _note(self, status: ServiceStatus, message: str) -> Change:
         """In a step: the status changes; the world is told by :meth:`_publish`."""

@@ -104,7 +104,9 @@ class Turns:
                 if turn in _here.get():
                     if turn.kind == kind:
                         return None  # called by the flow itself, or by a handler of what it emitted
-                    if all(each in turn.inside for each in handlers_here()):
+                    # A handler of what it has emitted may wait for it, for it does not wait for that; inline ones are
+                    # on its own stack.
+                    if all(each in turn.inside or each.box.inline for each in handlers_here()):
                         raise ServiceError(
                             f"{kind} of {self.name} was called within its own {turn.kind}, which it would wait for;"
                             " raise an error there instead, or call it later"

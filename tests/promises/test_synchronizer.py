@@ -217,7 +217,7 @@ def test_in_order_allows_others_in_between(face: Face, sync: Any) -> None:
 def test_in_order_is_refused_in_another_order(face: Face, sync: Any) -> None:
     for topic in ("second", "first"):
         face.core.emit(topic)
-    with pytest.raises(EventTimeoutError, match="'first' then 'second'.*of the sequence came 'first'"):
+    with pytest.raises(EventTimeoutError, match=r"'first' then 'second'.*of the sequence came 'first'"):
         face.do(sync.wait_for_events, ["first", "second"], timeout=0.01, in_order=True)
     assert set(face.do(sync.wait_for_events, ["first", "second"], timeout=0)) == {"first", "second"}
 
@@ -265,7 +265,7 @@ def test_the_recording_is_bounded_and_a_time_out_says_so(face: Face) -> None:
     for n in range(5):
         face.core.emit("a", n)
     assert [event.payload for event in sync.get_events()] == [2, 3, 4]
-    with pytest.raises(EventTimeoutError, match="overflowed.*2 oldest"):
+    with pytest.raises(EventTimeoutError, match=r"overflowed.*2 oldest"):
         face.do(sync.wait_for_event, "b", timeout=0)
     assert face.do(sync.wait_for_event, "a") == 2
     face.do(sync.cleanup)
