@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
 
@@ -20,7 +21,7 @@ from ._values.stats import Status
 from ._values.topic import Topic, check_pattern, check_topic, is_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ._values.options import Overflow
     from ._values.stats import BusStats, CloseReport, HandlerError
 
-__all__ = ["BusArguments", "EventBus", "OptionArguments", "check_emit", "default"]
+__all__ = ["BusArguments", "EventBus", "OptionArguments", "check_emit", "core_of", "default"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -396,7 +397,10 @@ class EventBus:
 
         Raises:
             NotRegisteredError: Names all that are missing.
+            OptionTypeError: It is no mapping.
         """
+        if not isinstance(expected, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionTypeError(f"the expected subscriptions must be a mapping of topics to handlers, not {expected!r}")
         missing: list[str] = []
         for topic, wanted in expected.items():
             pattern = check_pattern(topic)
@@ -456,6 +460,14 @@ class EventBus:
         engine = self._engine
         state = ("open", "closing", "closed")[engine.state]
         return f"<{type(self).__name__} {engine.name!r} {state}: {len(engine.registry.boxes)} subscriptions>"
+
+
+def core_of(bus: object) -> EventBus:
+    """The core of a bus of either face. Raises OptionTypeError for what is no bus."""
+    core = bus if isinstance(bus, EventBus) else getattr(bus, "bus", None)
+    if not isinstance(core, EventBus):
+        raise OptionTypeError(f"an EventBus or an AsyncEventBus is needed, not {bus!r}")
+    return core
 
 
 def _stream_handler(event: Any) -> None:

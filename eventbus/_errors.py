@@ -25,6 +25,7 @@ __all__ = [
     "SubscriptionError",
     "TopicError",
     "TopicTypeError",
+    "UnexpectedEventError",
 ]
 
 
@@ -70,6 +71,10 @@ class NoHandlerError(EventBusError, LookupError):
 
 class EventTimeoutError(EventBusError, TimeoutError):
     """A wait ran out, or a handler took longer than its time-out. Nothing is undone by it."""
+
+
+class UnexpectedEventError(EventBusError, RuntimeError, AssertionError):
+    """An event came that ``expect_no_event`` said would not. A test fails with it like with an assertion."""
 
 
 class BusClosedError(EventBusError, RuntimeError):

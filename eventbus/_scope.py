@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._engine import primitives
-from ._errors import BusClosedError
-from ._values.options import UNSET, check_timeout
+from ._errors import BusClosedError, HandlerTypeError
+from ._values.options import UNSET, Options, check_options, check_timeout
 from ._values.topic import check_patterns
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def handles(*topics: Any, **options: Any) -> Callable[[F], F]:
 
     Raises:
         TopicError: A topic is not one. (TopicTypeError for what is no string.)
+        OptionError: Options that cannot be or exclude each other. (OptionTypeError for wrong types.)
+        HandlerTypeError: What is marked is no function or method.
 
     Example:
         >>> from eventbus import EventBus, handles
@@ -200,9 +202,12 @@ def handles(*topics: Any, **options: Any) -> Callable[[F], F]:
         [7]
     """
     check_patterns(list(topics))
+    check_options(Options(), options)
 
     def mark(method: F) -> F:
         function = getattr(method, "__func__", method)  # through classmethod and staticmethod
+        if not callable(function) or not hasattr(function, "__dict__"):
+            raise HandlerTypeError(f"@handles marks functions and methods, not {method!r}; write it above a `def`")
         setattr(function, _MARK, (*getattr(function, _MARK, ()), (topics, options)))
         return method
 

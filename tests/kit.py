@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["BOUND", "Gate", "Log", "Team", "dies", "settled", "soon", "threads_of"]
+__all__ = ["BOUND", "Gate", "Log", "Team", "dies", "settled", "sleeps", "soon", "threads_of"]
 
 BOUND = 10.0  # seconds within which whatever is awaited must have happened
 
@@ -190,6 +191,20 @@ def soon(condition: Callable[[], object], what: str = "the condition", within: f
         if time.monotonic() > end:
             raise AssertionError(f"{what} did not come true within {within} s")
         threading.Event().wait(0.001)
+
+
+def sleeps(thread: threading.Thread) -> None:
+    """Wait until a thread waits inside the bus; for waits that statistics do not show, such as a drain's."""
+
+    def asleep() -> bool:
+        frame = sys._current_frames().get(thread.ident or 0)
+        return (
+            frame is not None
+            and frame.f_code.co_name == "sleep"
+            and str(frame.f_globals.get("__name__")).startswith("eventbus")
+        )
+
+    soon(asleep, f"{thread.name} waiting inside the bus")
 
 
 def dies(reference: weakref.ref[Any], within: float = 2.0) -> bool:

@@ -198,7 +198,8 @@ class Worker:
                 delivery = step(pool.advance, self, delivery, status, value, error, took)
             # Nothing of the last delivery may be kept alive by this frame while it sleeps (G18).
             value = error = None
-            woken = self.sleeper.sleep(IDLE_SECONDS)
+            # A pool that stopped meanwhile has woken those that were idle then; whoever comes later must not sleep.
+            woken = self.sleeper.sleep(0.0 if pool.stopping else IDLE_SECONDS)
             while step(pool.asleep, self):
                 if not woken or pool.stopping:
                     if step(pool.leave, self):

@@ -411,7 +411,7 @@ class Engine:
             self._mend(receipt, boxes, done, epoch, delivery)
             raise
         if follows is not None:
-            self._recheck_followers(follows)
+            self.recheck_waits(follows)
         return inline
 
     def _admit_rest(self, deliveries: list[Delivery], done: int) -> None:
@@ -509,9 +509,13 @@ class Engine:
                         each.later.clear()
                         self.complete(each, Status.CANCELLED, None, None, 0.0)
 
-    def _recheck_followers(self, follows: tuple[Receipt, ...]) -> None:
-        """In a step: an emit added to what somebody waits for; a handler's wait may have become endless by it."""
-        for receipt in follows:
+    def recheck_waits(self, receipts: tuple[Receipt, ...]) -> None:
+        """In a step: a handler's wait for one of these may have become endless.
+
+        An emit added to what a follower waits for, one of those that could have answered a request has failed, or what
+        was in line before it for a keyed mailbox's space has got that.
+        """
+        for receipt in receipts:
             for waiter in receipt._waiters or ():
                 if waiter.owner is not None and not waiter.done:
                     cycle = stuck_on(waiter.owner, waiter)
@@ -551,14 +555,14 @@ class Engine:
                 sleep(self, waiter, None, insist=False)
                 return
             except DeadlockError as error:
-                if not self.look(self._reject_stuck, receipt, waiter, error.cycle):
+                if not self.look(self._reject_stuck, receipt, error.cycle):
                     return
 
-    def _reject_stuck(self, receipt: Receipt, waiter: Waiter, cycle: tuple[str, ...]) -> bool:
+    def _reject_stuck(self, receipt: Receipt, cycle: tuple[str, ...], actor: Any = None) -> bool:
         """In a step: this wait for space would never end; reject those deliveries that make it so."""
-        owner = running_here(primitives.get_ident())
+        owner = running_here(primitives.get_ident() if actor is None else actor)
         lined = receipt._lined()
-        stuck = lined if owner is None else [each for each in lined if stuck_on(owner, waiter, each)]
+        stuck = lined if owner is None else [each for each in lined if stuck_on(owner, receipt._accept_waiter(each))]
         for each in stuck or lined:
             each.box.reject_stuck(each, cycle)
         return receipt._accepting > 0
@@ -612,6 +616,8 @@ class Engine:
                 delivery.deadline = None
             if receipt._waiters:
                 notify(self, receipt._waiters)
+                if status is not Status.DELIVERED:
+                    self.recheck_waits((receipt,))
             if not box.observer:
                 follows = receipt._follows
                 if follows is not None:

@@ -356,6 +356,10 @@ class Mailbox:
                 groups.append([self.lane.holder])
         return groups
 
+    def space_blockers(self, delivery: Delivery) -> list[list[Delivery]]:
+        """As :meth:`blockers`, for one in line to be admitted: where it is first in, first out, this is the same."""
+        return self.blockers(delivery)
+
     # The order of what is pending: what KeyedMailbox does differently.
 
     def room(self, delivery: Delivery) -> bool:
@@ -556,8 +560,21 @@ class KeyedMailbox(Mailbox):
         return iter([each for each in self.order if each.state is PENDING])
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        groups = super().blockers(delivery)
+        groups = super().blockers(delivery) if delivery.state is PENDING else self.space_blockers(delivery)
         holder = self.busy.get(delivery.key)
         if self.executor is not None and holder is not None:
             groups.append([holder])
         return groups
+
+    def space_blockers(self, delivery: Delivery) -> list[list[Delivery]]:
+        groups = super().blockers(delivery)
+        if self.executor is not None and self.by_key and not self.ready:
+            # Every key that takes up space has a running call; one of these has to end.
+            groups.append([self.busy[key] for key in self.by_key])
+        return groups
+
+    def refill(self) -> None:
+        super().refill()
+        if self.line:
+            # What got the space may stand behind a call that waits for space itself.
+            self.engine.recheck_waits(tuple(each.receipt for each in self.line))

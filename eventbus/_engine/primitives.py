@@ -38,6 +38,7 @@ __all__ = [
     "pause",
     "running_loop",
     "start_thread",
+    "wake_loop",
     "wall_clock",
 ]
 
@@ -135,6 +136,11 @@ def current_task() -> Any:
     """The task that runs in this thread's loop, or None."""
     loop = running_loop()
     return None if loop is None else sys.modules["asyncio.tasks"].current_task(loop)
+
+
+def wake_loop(loop: Any, callback: Callable[[], None], context: Context) -> None:
+    """Have a loop call back, from any thread, signal handler or finalizer. Raises RuntimeError once it is closed."""
+    loop.call_soon_threadsafe(callback, context=context)
 
 
 def on_exit(callback: Callable[[], None]) -> None:

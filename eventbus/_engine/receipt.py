@@ -17,7 +17,7 @@ from .._values.options import check_timeout
 from .._values.stats import Status
 from . import primitives
 from .delivery import LINED, SETTLED
-from .waits import ALL, ANY, Waiter, sleep
+from .waits import ALL, ANY, SPACE, Waiter, sleep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -212,8 +212,10 @@ class Receipt:
     def _first_waiter(self) -> Waiter:
         return Waiter(f"a reply to {self._topic!r}", self._has_reply, self._enlist, ANY, self._unsettled)
 
-    def _accept_waiter(self) -> Waiter:
-        return Waiter(f"space for {self._topic!r}", self._is_accepted, self._enlist, ALL, self._lined)
+    def _accept_waiter(self, *lined: Delivery) -> Waiter:
+        """A wait for space; for that of these deliveries alone, if some are given."""
+        targets = (lambda: lined) if lined else self._lined
+        return Waiter(f"space for {self._topic!r}", self._is_accepted, self._enlist, SPACE, targets)
 
     def _enlist(self, waiter: Waiter, begin: bool) -> None:
         waiters = self._waiters

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer"]
 
-LINGER = 1.0  # seconds that the thread stays without an entry
+LINGER = 1.0  # seconds that the thread stays without an entry, and between looks at whether there is one
 _NEVER = float("inf")
 
 # [due, number, callback or None once forgotten]
@@ -112,5 +112,6 @@ class Timer:
             self.thread = None
             self._until = 0.0
             return None
-        self._until = self._heap[0][0] if self._heap else now + LINGER
+        # Also with something due much later, which may have been forgotten by then: an idle bus's threads end soon.
+        self._until = min(self._heap[0][0], now + LINGER) if self._heap else now + LINGER
         return self._until - now

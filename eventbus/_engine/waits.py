@@ -5,8 +5,9 @@ looked at in steps only; becoming true is the linearization point of the wait's 
 
 A handler's own wait is an edge of the wait graph. When one begins, the deliveries that *can* end are found by
 reduction: those whose handlers do not wait, then those that wait only for such, and so on. A wait for one that is left
-over could never end (G8). Claims and settlings only ever make more of them able to end, so new waits, and emits that
-add to what a handler waits for, are the only moments to look.
+over could never end (G8). Claims and settlings nearly always make more of them able to end. So the moments to look are
+new waits, emits that add to what a handler waits for, an answer to a request that fails, and keys that take the space
+of others (``Engine.recheck_waits``).
 
 Owner: the bus's monitor, all of it.
 """
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .engine import Engine
 
-__all__ = ["ALL", "ANY", "LENIENT", "Waiter", "begin", "end", "live_from", "notify", "sleep", "stuck_on"]
+__all__ = ["ALL", "ANY", "LENIENT", "SPACE", "Waiter", "begin", "end", "live_from", "notify", "sleep", "stuck_on"]
 
-# What a wait needs of its targets to end: all of them, any one of them, or only those that do not wait for the waiter.
-ALL, ANY, LENIENT = range(3)
+# What a wait needs of its targets to end: all of them, any one of them, or only those that do not wait for the waiter;
+# of those that stand in line for space, that they are admitted.
+ALL, ANY, LENIENT, SPACE = range(4)
 
 
 class Waiter:
@@ -153,16 +155,13 @@ def _mark(owner: Delivery, waiter: Waiter | None) -> None:
         each.waiter = waiter
 
 
-def stuck_on(owner: Delivery, waiter: Waiter, target: Delivery | None = None) -> list[str]:
-    """The cycle by which ``owner``, if it waits thus, waits for itself; empty if the wait can end.
-
-    With a ``target``: whether that one, of all that the waiter waits for, can never end.
-    """
+def stuck_on(owner: Delivery, waiter: Waiter) -> list[str]:
+    """The cycle by which ``owner``, if it waits thus, waits for itself; empty if the wait can end."""
     previous = owner.waiter
     _mark(owner, waiter)
     try:
-        live = live_from([owner] if target is None else [owner, target])
-        return [] if (target or owner) in live else _path(owner, live)
+        live = live_from([owner])
+        return [] if owner in live else _path(owner, live)
     finally:
         _mark(owner, previous)
 
@@ -200,6 +199,8 @@ def _needs(each: Delivery, strict: bool = False) -> list[list[Delivery]]:
     if each.box is None or waiter is None or waiter.done or (waiter.mode == LENIENT and not strict):  # pyright: ignore[reportUnnecessaryComparison]
         return []  # nothing of the bus's holds it up
     targets = list(waiter.targets())
+    if waiter.mode == SPACE:
+        return [group for other in targets for group in other.box.space_blockers(other)]
     return [targets] if waiter.mode == ANY else [[other] for other in targets]
 
 

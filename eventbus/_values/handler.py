@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, final
+from types import FunctionType, MethodType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, final, get_type_hints
 
 from .._errors import HandlerTypeError
 from .options import UNSET
@@ -26,6 +26,7 @@ _GENERATOR = 0x20
 _COROUTINE = 0x80 | 0x100
 _ASYNC_GENERATOR = 0x200
 _VARARGS = 0x04
+_QUOTES = 3  # how often an annotation may be quoted; postponed evaluation is one of them
 
 
 @final
@@ -49,7 +50,7 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
 
     Args:
         handler: The callable.
-        payload: What the payload is to be converted to, instead of what the handler declares.
+        payload: What the payload is to be converted to, instead of what the handler declares; None: as it declares.
         topics: Typed topics that it is registered for; what it declares must fit them.
 
     Raises:
@@ -67,7 +68,7 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
         parameter, owner = _by_code(handler, function, skip, name), function
     else:
         parameter, owner = _by_signature(handler, name)
-    if payload is not UNSET:
+    if payload is not UNSET and payload is not None:
         declared = payload
     elif parameter is None or owner is None:
         declared = UNDECLARED
@@ -216,27 +217,31 @@ def _annotation(function: FunctionType, parameter: str, name: str) -> Any:
     if not declared:
         return UNDECLARED
     wanted = declared.get(parameter, UNDECLARED)
-    if isinstance(wanted, str):
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-        local: dict[str, Any] = {}
-        for free, cell in cells:
-            try:
-                local[free] = cell.cell_contents
-            except ValueError:
-                pass  # not assigned yet
+    if isinstance(wanted, type) or wanted is UNDECLARED or wanted is None:
+        return None.__class__ if wanted is None else wanted
+    local: dict[str, Any] = {}
+    for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
+            local[free] = cell.cell_contents
+        except ValueError:
+            pass  # not assigned yet
+    try:
+        for _ in range(_QUOTES):
+            if not isinstance(wanted, str):
+                break
             wanted = eval(wanted, function.__globals__, local)
-        except Exception as error:
-            raise _unresolved(name, parameter, wanted, error) from error
-    if type(wanted).__name__ == "ForwardRef":
-        raise _unresolved(name, parameter, getattr(wanted, "__forward_arg__", wanted), None)
+        if not isinstance(wanted, type):
+            # Names may be quoted within it too, as in Optional["Model"].
+            holder = SimpleNamespace(__annotations__={parameter: wanted})
+            wanted = get_type_hints(holder, function.__globals__, local, include_extras=True)[parameter]
+    except Exception as error:
+        raise _unresolved(name, parameter, wanted, error) from error
     return None.__class__ if wanted is None else wanted
 
 
-def _unresolved(name: str, parameter: str, wanted: Any, error: Exception | None) -> HandlerTypeError:
-    reason = f" ({error})" if error is not None else ""
+def _unresolved(name: str, parameter: str, wanted: Any, error: Exception) -> HandlerTypeError:
     return HandlerTypeError(
-        f"the annotation {wanted!r} of {parameter!r} of {name} cannot be resolved{reason}; import that name in its module,"
-        " or register with payload=Model"
+        f"the annotation {wanted!r} of {parameter!r} of {name} cannot be resolved ({error}); import that name in"
+        " its module, or register with payload=Model"
     )
 

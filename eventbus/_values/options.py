@@ -19,6 +19,7 @@ __all__ = [
     "check_count",
     "check_options",
     "check_timeout",
+    "is_type_form",
 ]
 
 Overflow = Literal["block", "drop_oldest", "drop_newest", "latest", "error"]
@@ -70,6 +71,13 @@ _BUS_NAMES = tuple(field.name for field in fields(BusOptions))
 _DEFAULTABLE = ("concurrency", "max_pending", "overflow", "block_timeout", "max_waiting")
 # What has no meaning for a handler that runs in the emitter's own thread.
 _QUEUED_ONLY = ("concurrency", "key", "lane", "timeout", "max_pending", "overflow", "block_timeout", "max_waiting")
+
+
+def is_type_form(value: object) -> bool:
+    """Whether this can stand for a type: a class, None, or something made by ``typing``."""
+    if value is None or value is UNSET or isinstance(value, type):
+        return True
+    return type(value).__module__ in ("typing", "types", "typing_extensions")
 
 
 def check_timeout(value: object, name: str = "timeout") -> float | None:
@@ -156,6 +164,8 @@ def check_bus_options(**given: Any) -> tuple[BusOptions, Options]:
     for name in ("handler_timeout", "close_timeout", "exit_timeout"):
         if name in own:
             own[name] = check_timeout(own[name], name)
+    if "exit_timeout" in own and own["exit_timeout"] is None:
+        raise OptionError("exit_timeout must have an end, or a stuck handler would keep the interpreter from exiting")
     if own.get("handler_timeout") == 0:
         raise OptionError("handler_timeout must be more than 0 seconds, or None")
     _check_flag("propagate_errors", own.get("propagate_errors", False))
@@ -214,8 +224,9 @@ def _at_least(minimum: int, optional: bool) -> Callable[[str, Any], None]:
     return check
 
 
-def _anything(name: str, value: object) -> None:
-    pass
+def _check_model(name: str, value: object) -> None:
+    if not is_type_form(value):
+        raise OptionTypeError(f"{name} must be a model class, another type or a typing form, not {value!r}")
 
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
@@ -228,7 +239,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "overflow": _check_overflow,
     "block_timeout": _check_time,
     "max_waiting": _at_least(0, optional=True),
-    "payload": _anything,
+    "payload": _check_model,
     "unique": _check_flag,
     "observer": _check_flag,
     "name": _check_text,

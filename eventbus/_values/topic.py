@@ -6,6 +6,7 @@ import sys
 from typing import Any, Generic, TypeVar, cast, final
 
 from .._errors import PayloadError, TopicError, TopicTypeError
+from .options import is_type_form
 
 __all__ = ["Topic", "check_pattern", "check_patterns", "check_topic", "is_pattern", "matches", "topic_models"]
 
@@ -23,7 +24,7 @@ class Topic(Generic[T]):
         model: A pydantic model, any other class (checked by ``isinstance``), or a typing form (checked by pydantic).
 
     Raises:
-        TopicError: The name is not a topic. (TopicTypeError for what is no string.)
+        TopicError: The name is not a topic. (TopicTypeError for what is no string, and for a model that is no type.)
 
     Example:
         >>> from eventbus import EventBus, Topic
@@ -38,6 +39,8 @@ class Topic(Generic[T]):
 
     def __init__(self, name: str, model: type[T]) -> None:
         self._name = check_topic(name)
+        if not is_type_form(model):
+            raise TopicTypeError(f"the payloads of topic {name!r} need a model class, a type or a typing form, not {model!r}")
         self._model = model
         self._validate: Any = None
 
@@ -87,7 +90,7 @@ def _validator(name: str, model: Any) -> Any:
 
         return check
 
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
     adapter = TypeAdapter[Any](model)
 
@@ -96,7 +99,7 @@ def _validator(name: str, model: Any) -> Any:
             return payload
         try:
             return adapter.validate_python(payload)
-        except ValidationError as error:
+        except Exception as error:  # a user's validator may raise anything
             raise PayloadError(
                 f"the payload {_brief(payload)} does not fit the topic {name!r}, which takes"
                 f" {getattr(model, '__qualname__', model)}: {_first(error)}"
@@ -111,11 +114,16 @@ def _is_model(cls: type) -> bool:
 
 
 def _brief(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__qualname__}>"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _first(error: Any) -> str:
+    if not hasattr(error, "errors"):
+        return repr(error)
     problems = error.errors(include_url=False, include_input=False)
     shown = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'payload'}: {each['msg']}" for each in problems[:3])
     return shown if len(problems) <= 3 else f"{shown} (and {len(problems) - 3} more)"

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kit import BOUND
+from kit import BOUND, Log, Team
+from pydantic import BaseModel, field_validator
 
 import eventbus
 from eventbus import (
     BusClosedError,
     EventBus,
     EventBusError,
+    EventCycleError,
     HandlerTypeError,
     NoHandlerError,
     NotRegisteredError,
     OptionError,
     OptionTypeError,
+    PayloadError,
+    Status,
     SubscriptionError,
     Topic,
     TopicError,
     TopicTypeError,
     handles,
 )
+
+
+class Order(BaseModel):
+    id: int
 
 
 def listen(payload: Any) -> None:
@@ -101,6 +110,40 @@ class TestTopics:
                 assert bus.emit(topic, topic).wait(BOUND).results() == [topic]
 
 
+async def asynchronous_generator(payload: Any) -> Any:
+    yield payload
+
+
+def generator(payload: Any) -> Any:
+    yield payload
+
+
+class Unbound:
+    def method(self, payload: Any) -> None:
+        """It wants a self."""
+
+    def nothing(self) -> None:
+        """Bound, it takes no argument."""
+
+    def __call__(self, one: Any, two: Any) -> None:
+        """It takes two."""
+
+
+UNCALLABLE: dict[str, Any] = {
+    "no argument": lambda: None,
+    "two arguments": lambda one, two: None,
+    "a keyword that has no default": lambda payload, *, other: None,
+    "keywords alone": lambda *, payload: None,
+    "a method that was not bound": Unbound.method,
+    "a bound method without an argument": Unbound().nothing,
+    "an object whose call takes two": Unbound(),
+    "a partial that leaves none": functools.partial(listen, 1),
+    "a class whose constructor takes none": type("Empty", (), {"__init__": lambda self: None}),
+    "a generator function": generator,
+    "an asynchronous generator function": asynchronous_generator,
+}
+
+
 class TestHandlers:
     @pytest.mark.parametrize("handler", [None, 7, "text", object(), [listen]], ids=repr)
     def test_what_is_not_callable(self, bus: EventBus, handler: Any) -> None:
@@ -119,6 +162,36 @@ class TestHandlers:
     def test_a_decorator_gives_the_function_itself_back(self, bus: EventBus) -> None:
         assert bus.on("t")(listen) is listen
         assert bus.handlers("t") == (listen,)
+
+    @pytest.mark.parametrize("handler", UNCALLABLE.values(), ids=UNCALLABLE)
+    def test_what_cannot_take_one_argument(self, bus: EventBus, handler: Any) -> None:
+        with bus.scope() as scope:
+            for call in (
+                lambda: bus.on("t", handler), lambda: bus.on("t")(handler), lambda: bus.on(["t", "u/*"], handler),
+                lambda: bus.on("t", handler, inline=True), lambda: scope.on("t", handler),
+                lambda: bus.on(Topic("t", int), handler),
+            ):  # fmt: skip
+                unchanged(bus, call, HandlerTypeError, TypeError)
+
+    def test_a_coroutine_handler_on_the_core_names_the_facade(self, bus: EventBus) -> None:
+        async def handler(payload: Any) -> None: ...
+
+        assert "AsyncEventBus" in unchanged(bus, lambda: bus.on("t", handler), HandlerTypeError, TypeError)
+
+    @pytest.mark.parametrize("marked", [None, 7, "text", len], ids=repr)
+    def test_marks_on_what_is_no_function(self, marked: Any) -> None:
+        with pytest.raises(HandlerTypeError, match="handles"):
+            handles("t")(marked)
+
+    def test_an_object_with_a_bad_handler_is_not_registered_at_all(self, bus: EventBus) -> None:
+        class Half:
+            @handles("a")
+            def good(self, payload: Any) -> None: ...
+
+            @handles("b")
+            def bad(self) -> None: ...
+
+        unchanged(bus, lambda: bus.register(Half()), HandlerTypeError, TypeError)
 
     def test_a_second_one_under_unique(self, bus: EventBus) -> None:
         bus.on(["a", "t"], listen)
@@ -161,6 +234,9 @@ SUBSCRIPTION_OPTIONS: list[tuple[dict[str, Any], type[Exception], type[Exception
     ({"inline": True, "overflow": "latest"}, OptionError, ValueError),
     ({"concurency": 2}, OptionTypeError, TypeError),
     ({"nonsense": 2}, OptionTypeError, TypeError),
+    ({"payload": 5}, OptionTypeError, TypeError),
+    ({"payload": "Model"}, OptionTypeError, TypeError),
+    ({"payload": {}}, OptionTypeError, TypeError),
 ]
 
 
@@ -171,6 +247,41 @@ def test_options_of_a_subscription(
     text = unchanged(bus, lambda: bus.on("t", listen, **options), error, builtin)
     assert any(name in text for name in options)
     unchanged(bus, lambda: bus.on("t", **options)(listen), error, builtin)
+    with bus.scope() as scope:
+        unchanged(bus, lambda: scope.on("t", listen, **options), error, builtin)
+    unchanged(bus, lambda: handles("t", **options), error, builtin)  # where the mark is made
+
+
+STREAM_OPTIONS: list[tuple[dict[str, Any], type[Exception], type[Exception]]] = [
+    ({"max_pending": 0}, OptionError, ValueError),
+    ({"max_pending": "1"}, OptionTypeError, TypeError),
+    ({"overflow": "explode"}, OptionError, ValueError),
+    ({"overflow": None}, OptionTypeError, TypeError),
+    ({"block_timeout": -1}, OptionError, ValueError),
+    ({"block_timeout": math.nan}, OptionError, ValueError),
+    ({"block_timeout": 1, "overflow": "latest"}, OptionError, ValueError),
+    ({"max_waiting": -1}, OptionError, ValueError),
+    ({"name": ""}, OptionError, ValueError),
+    ({"name": 5}, OptionTypeError, TypeError),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "builtin"), STREAM_OPTIONS, ids=lambda value: str(value)[:40])
+def test_options_of_a_stream(
+    bus: EventBus, options: dict[str, Any], error: type[Exception], builtin: type[Exception]
+) -> None:
+    text = unchanged(bus, lambda: bus.stream("t", **options), error, builtin)
+    assert any(name in text for name in options)
+
+
+def test_without_a_model_of_its_own_the_annotation_counts(bus: EventBus) -> None:
+    """``payload=None`` is the default of the option, and not a payload that is to be None."""
+
+    def handler(order: Order) -> int:
+        return order.id
+
+    bus.on("t", handler, payload=None)
+    assert bus.emit("t", {"id": 7}).wait(BOUND).results() == [7]
 
 
 def test_a_misspelt_option_gets_a_hint(bus: EventBus) -> None:
@@ -189,6 +300,10 @@ BUS_OPTIONS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"close_timeout": -1}, OptionError),
     ({"exit_timeout": -1}, OptionError),
     ({"exit_timeout": "5"}, OptionTypeError),
+    ({"exit_timeout": None}, OptionError),
+    ({"exit_timeout": math.inf}, OptionError),
+    ({"overflow": "error", "block_timeout": 1}, OptionError),
+    ({"concurrency": 0}, OptionError),
     ({"propagate_errors": 1}, OptionTypeError),
     ({"on_error": "log"}, OptionTypeError),
     ({"max_depth": -1}, OptionError),
@@ -254,6 +369,124 @@ def test_the_rarer_arguments_of_an_emit(bus: EventBus) -> None:
     unchanged(bus, lambda: emit("t", follow="yes"), OptionTypeError, TypeError)
     unchanged(bus, lambda: emit("t", follow=0), OptionTypeError, TypeError)
     unchanged(bus, lambda: emit("t", propagate_errors="yes"), OptionTypeError, TypeError)
+
+
+class TestPayloads:
+    @pytest.mark.parametrize("model", [5, "Order", {}, [int]], ids=repr)
+    def test_a_topic_of_no_type(self, model: Any) -> None:
+        with pytest.raises(TopicTypeError, match="orders/new"):
+            Topic("orders/new", model)
+
+    @pytest.mark.parametrize(
+        "payload", [None, 5, {}, {"id": "many"}, {"id": [1] * 10_000}], ids=lambda each: repr(each)[:20]
+    )
+    def test_what_does_not_fit_a_typed_topic_is_refused_at_the_emit(self, bus: EventBus, payload: Any) -> None:
+        log = Log()
+        bus.on("orders/new", log)
+        topic = Topic("orders/new", Order)
+        for call in (lambda: bus.emit(topic, payload), lambda: bus.request(topic, payload)):
+            text = unchanged(bus, call, PayloadError, ValueError)
+            assert "orders/new" in text
+            assert "Order" in text
+            assert len(text) < 1000
+        bus.drain(BOUND)
+        assert log.items == []
+
+    def test_one_that_refers_to_itself_or_cannot_be_printed(self, bus: EventBus) -> None:
+        class Unprintable:
+            def __repr__(self) -> str:
+                raise ValueError("no repr")
+
+        endless: dict[str, Any] = {}
+        endless["id"] = endless
+        for payload in (endless, Unprintable()):
+            unchanged(bus, lambda payload=payload: bus.emit(Topic("t", Order), payload), PayloadError, ValueError)
+
+    def test_a_validator_of_the_users_that_raises_what_it_likes(self, bus: EventBus) -> None:
+        class Picky(BaseModel):
+            id: int
+
+            @field_validator("id")
+            @classmethod
+            def pick(cls, value: int) -> int:
+                raise KeyError("of the user's")
+
+        text = unchanged(bus, lambda: bus.emit(Topic("t", Picky), {"id": 1}), PayloadError, ValueError)
+        assert "of the user's" in text
+
+        bus.on("t", listen, payload=Picky)
+        (outcome,) = bus.emit("t", {"id": 1}).wait(BOUND).outcomes
+        assert isinstance(outcome.error, PayloadError)
+
+    def test_what_does_not_fit_a_handler_is_that_deliverys_error_alone(self, bus: EventBus) -> None:
+        def handler(order: Order) -> int:
+            return order.id
+
+        log = Log()
+        bus.on("t", handler)
+        bus.on("t", log)
+        receipt = bus.emit("t", {"id": "many"}).wait(BOUND)
+        assert [each.status for each in receipt.outcomes] == [Status.FAILED, Status.DELIVERED]
+        assert isinstance(receipt.outcomes[0].error, PayloadError)
+        assert log.items == [{"id": "many"}]
+        assert bus.emit("t", {"id": 1}).wait(BOUND).results() == [1, None]
+
+
+def test_nothing_is_lost_by_bad_calls_in_between(bus: EventBus) -> None:
+    """Every kind of bad call between the good ones, in two threads: each good one is delivered, once, in order."""
+    log = Log()
+    bus.on("t/*", log)
+    emit: Any = bus.emit
+
+    def work(number: int) -> int:
+        refused = 0
+        for n in range(50):
+            bus.emit(f"t/{number}", (number, n))
+            for call in (
+                lambda: emit(""), lambda: emit("t/*"), lambda: emit(None), lambda: emit("t/x", headers=5),
+                lambda: emit("t/x", require=99), lambda: emit(Topic("t/x", Order), 5), lambda: bus.on("t/**/x", listen),
+                lambda: bus.on("t/x", None), lambda: bus.on("t/x", listen, concurrency=0), lambda: bus.drain(-1),
+                lambda: bus.off("nobody"), lambda: bus.close(math.nan),
+            ):  # fmt: skip
+                try:
+                    call()
+                except EventBusError:
+                    refused += 1
+        return refused
+
+    with Team() as team:
+        for number in range(2):
+            team.add(work, number)
+    assert team.results == [600, 600]
+    bus.drain(BOUND)
+    for number in range(2):
+        assert [n for who, n in log.items if who == number] == list(range(50))
+    assert bus.stats().events == len(log.items) == 100
+    assert bus.topics() == ("t/*",)
+
+
+def test_what_is_expected_must_be_a_mapping(bus: EventBus) -> None:
+    verify: Any = bus.verify_subscriptions
+    for wrong in (None, 5, "t", ["t"]):
+        unchanged(bus, lambda wrong=wrong: verify(wrong), OptionTypeError, TypeError)
+    unchanged(bus, lambda: verify({5: listen}), TopicTypeError, TypeError)
+
+
+def test_a_depth_that_is_exceeded_emits_nothing() -> None:
+    errors: list[EventCycleError] = []
+
+    def again(payload: Any) -> None:
+        try:
+            bus.emit("t")
+        except EventCycleError as error:
+            errors.append(error)
+
+    with EventBus(max_depth=3) as bus:
+        bus.on("t", again)
+        bus.emit("t", follow=True).wait(BOUND)
+        assert bus.stats().events == 4
+    assert [type(each).__mro__[1] for each in errors] == [EventBusError]
+    assert isinstance(errors[0], RuntimeError)
 
 
 def test_lookups_that_find_nothing(bus: EventBus) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: this project, its peers and the limits side by side. ``python -m benchmarks --help``."""

@@ -1,0 +1,420 @@
+"""G13: a coroutine handler runs in the loop where it was registered, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit import BOUND, Gate, Team, settled, soon
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "facade"))
+
+from loops import AsyncGate, LoopThread, others, passes, run, until
+
+from eventbus import EventTimeoutError, MailboxFullError, OptionError, ServiceError, Status
+from eventbus_async import AsyncEventBus
+
+
+@pytest.fixture
+def bus() -> Iterator[AsyncEventBus]:
+    made = AsyncEventBus(name="loops")
+    yield made
+    made.bus.close(BOUND)
+    settled(made)
+
+
+async def where(payload: Any) -> tuple[asyncio.AbstractEventLoop, int]:
+    return asyncio.get_running_loop(), threading.get_ident()
+
+
+async def register(bus: AsyncEventBus, topic: str, handler: Any, **options: Any) -> Any:
+    return bus.on(topic, handler, **options)
+
+
+def test_g13_ten_loops_in_ten_threads_share_one_bus(bus: AsyncEventBus) -> None:
+    threads = [LoopThread() for _ in range(10)]
+    try:
+        for each in threads:
+            each.call(register(bus, "a", where))
+        for _ in range(20):
+            receipt = bus.bus.emit("a").wait(BOUND)
+            assert receipt.results() == [(each.loop, each.ident) for each in threads]
+
+        async def emit() -> Any:
+            return (await bus.emit("a")).results()
+
+        assert threads[3].call(emit()) == [(each.loop, each.ident) for each in threads]
+    finally:
+        for each in threads:
+            each.end()
+
+
+def test_g13_loop_option_of_bus_and_on(bus: AsyncEventBus) -> None:
+    with LoopThread() as one, LoopThread() as two:
+        bus.on("a", where, loop=one.loop)
+        other = AsyncEventBus(bus.bus, loop=two.loop)
+        other.on("a", where)
+        other.on("a", where, loop=one.loop)
+        loops = [loop for loop, _ in bus.bus.emit("a").wait(BOUND).results()]
+        assert loops == [one.loop, two.loop, one.loop]
+        # They belong to that loop: no home is found for them.
+        two.end()
+        bus.bus.emit("a").wait(BOUND)
+        assert len(bus.handlers("a")) == 2
+    with pytest.raises(OptionError, match="closed"):
+        bus.on("a", where, loop=two.loop)
+    with pytest.raises(TypeError, match="loop"):
+        bus.on("a", where, loop="main")  # type: ignore[call-overload]
+
+
+def test_g13_a_module_level_bus_with_decorators_and_two_asyncio_runs(bus: AsyncEventBus) -> None:
+    received: list[tuple[Any, int]] = []
+
+    @bus.on("orders/*")
+    async def note(payload: Any) -> None:
+        received.append((payload, id(asyncio.get_running_loop())))
+
+    early = bus.emit("orders/early", 0)
+    assert not early.done
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def main(n: int) -> None:
+        loops.append(asyncio.get_running_loop())
+        await bus.emit("orders/created", n)
+
+    asyncio.run(main(1))
+    assert early.done
+    between = bus.emit("orders/between", 2)
+    assert not between.done
+    asyncio.run(main(3))
+    assert between.done
+    first, second = (id(loop) for loop in loops)
+    assert received == [(0, first), (1, first), (2, second), (3, second)]
+
+
+def test_g13_what_is_emitted_for_unbound_handlers_waits_and_a_full_mailbox_rejects(bus: AsyncEventBus) -> None:
+    received: list[Any] = []
+
+    async def handler(payload: Any) -> None:
+        received.append(payload)
+
+    bus.on("a", handler, max_pending=2, name="unbound")
+    receipts = [bus.emit("a", n) for n in range(3)]
+    outcome = receipts[2].outcomes[0]
+    assert outcome.status is Status.REJECTED
+    assert isinstance(outcome.error, MailboxFullError)
+    assert "no loop" in str(outcome.error)
+    bus.bus.drain(0)  # it does not wait for them
+
+    async def main() -> None:
+        await bus.drain()
+        await receipts[1]
+
+    run(main())
+    assert received == [0, 1]
+
+
+def test_g13_whatever_is_awaited_first_makes_the_home(bus: AsyncEventBus) -> None:
+    async def main(await_it: Any) -> None:
+        await await_it()
+        assert (await bus.emit("a")).results()[0][0] is asyncio.get_running_loop()
+
+    plain = bus.on("b", lambda payload: payload)
+    bus.on("a", where)
+    for await_it in (
+        lambda: bus.on("b", lambda payload: None),
+        lambda: bus.emit("b"),
+        lambda: bus.request("b"),
+        lambda: plain,
+        lambda: bus.drain(),
+        lambda: bus.remove_all_listeners("c"),
+    ):
+        run(main(await_it))
+
+
+def test_g13_handlers_that_are_registered_later_go_home_too(bus: AsyncEventBus) -> None:
+    with LoopThread() as home:
+
+        async def await_something() -> None:
+            await bus.drain()
+
+        home.call(await_something())
+        bus.on("a", where)  # in this thread no loop runs
+        assert bus.bus.emit("a").wait(BOUND).results() == [(home.loop, home.ident)]
+
+
+def test_g13_serve_binds_drains_and_unbinds_without_closing(bus: AsyncEventBus) -> None:
+    gate = AsyncGate()
+    bus.on("a", where)
+    bus.on("b", gate)
+
+    async def main() -> None:
+        async with bus.serve() as served:
+            assert served is bus
+            receipt = bus.emit("b")
+            assert (await bus.emit("a")).results()[0][0] is asyncio.get_running_loop()
+            asyncio.get_running_loop().call_later(0.01, gate.open)
+        assert receipt.outcomes[0].status is Status.DELIVERED
+        assert not bus.closed
+        unbound = bus.emit("a")
+        await passes()
+        assert not unbound.done  # nobody's home
+        async with bus.serve():
+            assert (await unbound).results()[0][0] is asyncio.get_running_loop()
+
+    run(main())
+    run(main())
+
+
+def test_g13_serve_takes_over_from_a_home_that_was_found(bus: AsyncEventBus) -> None:
+    bus.on("a", where)
+    with LoopThread() as found, LoopThread() as serving:
+
+        async def emit() -> Any:
+            return (await bus.emit("a")).results()[0][0]
+
+        assert found.call(emit()) is found.loop
+
+        async def serve() -> None:
+            async with bus.serve():
+                assert await emit() is serving.loop
+                assert await asyncio.wrap_future(found.begin(emit())) is serving.loop
+                with pytest.raises(ServiceError, match="another loop"):
+                    await asyncio.wrap_future(found.begin(serve()))
+
+        serving.call(serve())
+        assert found.call(emit()) is found.loop
+
+
+def test_g13_a_loop_that_closes_ends_its_handlers_and_nobody_hears_of_it(bus: AsyncEventBus) -> None:
+    with LoopThread() as thread:
+        subscription = thread.call(register(bus, "a", where))
+        bus.bus.emit("a").wait(BOUND)
+        thread.end()
+        bus.bus.on("a", lambda payload: "plain")
+        receipt = bus.bus.emit("a").wait(BOUND)
+        assert [each.status for each in receipt.outcomes] == [Status.CANCELLED, Status.DELIVERED]
+        assert not subscription.active
+        assert bus.bus.emit("a").wait(BOUND).deliveries == 1
+
+
+@pytest.mark.parametrize("cancel_tasks", [True, False])
+def test_g13_what_is_pending_and_running_when_a_loop_closes_is_cancelled(
+    bus: AsyncEventBus, cancel_tasks: bool
+) -> None:
+    thread = LoopThread()
+    gate = AsyncGate()
+    thread.call(register(bus, "a", gate))
+    receipts = [bus.bus.emit("a", n) for n in range(5)]
+    thread.call(gate.entered())
+    with Team() as team:
+        for receipt in receipts:
+            team.add(receipt.wait, 3.0)  # noticed at latest 1 s later
+        team.go()
+        if cancel_tasks:
+            thread.end()
+        else:
+            thread.close()
+    assert [receipt.outcomes[0].status for receipt in receipts] == [Status.CANCELLED] * 5
+    assert gate.received == [0]
+    assert bus.subscriptions("a") == ()
+    if not cancel_tasks:
+        # The forgotten task is collected with the message that asyncio has for it.
+        gate._waiting.clear()
+        del thread
+        gc.collect()
+
+
+def test_g13_an_emitter_that_waits_for_space_is_freed_when_the_loop_closes(bus: AsyncEventBus) -> None:
+    with LoopThread() as thread:
+        gate = AsyncGate()
+        thread.call(register(bus, "a", gate, max_pending=1))
+        bus.bus.emit("a")
+        thread.call(gate.entered())
+        bus.bus.emit("a")
+        with Team() as team:
+            team.add(bus.bus.emit, "a")
+            team.go()
+            soon(lambda: bus.stats().totals.pending == 2)
+            thread.end()
+        assert team.results[0].outcomes[0].status is Status.CANCELLED
+
+
+def test_g13_emitting_while_a_loop_closes_never_raises(bus: AsyncEventBus) -> None:
+    for _ in range(4):
+        thread = LoopThread()
+        thread.call(register(bus, "a", where))
+        stop = threading.Event()
+        receipts: list[Any] = []
+
+        def emit() -> None:
+            while not stop.is_set():
+                receipts.append(bus.bus.emit("a"))
+
+        with Team(emit, emit) as team:
+            team.go()
+            soon(lambda: len(receipts) > 50)
+            thread.end()
+            stop.set()
+        for receipt in receipts:
+            receipt.wait(3.0)
+    settled(bus)
+
+
+class ClosesUnderhand:
+    """A loop that is closed between the look and the call."""
+
+    def __init__(self) -> None:
+        self.seen_open = 0
+
+    def is_closed(self) -> bool:
+        self.seen_open += 1
+        return self.seen_open > 3
+
+    def call_soon_threadsafe(self, *args: Any, **options: Any) -> None:
+        raise RuntimeError("Event loop is closed")
+
+
+def test_g13_a_loop_that_closes_between_the_look_and_the_call(bus: AsyncEventBus) -> None:
+    bus.on("a", where, loop=ClosesUnderhand())  # type: ignore[arg-type]
+    assert bus.bus.emit("a").wait(3.0).outcomes[0].status is Status.CANCELLED
+
+
+def test_g13_a_stopped_loop_keeps_its_deliveries(bus: AsyncEventBus) -> None:
+    with LoopThread() as thread:
+        received: list[Any] = []
+
+        async def handler(payload: Any) -> None:
+            received.append(payload)
+
+        thread.call(register(bus, "a", handler))
+        thread.stop()
+        receipts = [bus.bus.emit("a", n) for n in range(100)]
+        with pytest.raises(EventTimeoutError):
+            receipts[0].wait(0.6)  # longer than a look at the loops takes
+        assert received == []
+        assert bus.stats().totals.pending == 100
+        thread.start()
+        receipts[-1].wait(BOUND)
+        assert received == list(range(100))
+
+
+def test_g13_a_stopped_loops_handlers_can_be_timed_out_and_cancelled(bus: AsyncEventBus) -> None:
+    with LoopThread() as thread:
+        gate = AsyncGate()
+        thread.call(register(bus, "a", gate, timeout=0.05))
+        subscription = thread.call(register(bus, "b", where))
+        receipt = bus.bus.emit("a")
+        thread.call(gate.entered())
+        thread.stop()
+        assert receipt.wait(3.0).outcomes[0].status is Status.TIMED_OUT
+        pending = bus.bus.emit("b")
+        assert subscription.cancel()
+        assert pending.outcomes[0].status is Status.CANCELLED
+        gate.open()
+        thread.start()
+
+
+def test_g13_unbound_handlers_survive_their_home(bus: AsyncEventBus) -> None:
+    gate = AsyncGate("done")
+    bus.on("a", gate)
+
+    async def leave() -> list[Any]:
+        receipts = [bus.emit("a", n) for n in range(3)]
+        task = asyncio.create_task(receipts[0])
+        await gate.entered()
+        task.cancel()
+        return receipts
+
+    first, *rest = asyncio.run(leave())
+    assert bus.subscriptions("a")[0].active
+    assert first.wait(3.0).outcomes[0].status is Status.CANCELLED  # it was running there
+    assert not any(receipt.done for receipt in rest)
+    gate.open()
+
+    async def resume() -> None:
+        await asyncio.gather(*rest)
+
+    run(resume())
+    assert [receipt.results() for receipt in rest] == [["done"]] * 2
+
+
+def test_g13_a_loop_that_is_ending_begins_no_further_handler(bus: AsyncEventBus) -> None:
+    gate = AsyncGate()
+
+    async def main() -> None:
+        bus.on("a", gate)
+        for n in range(5):
+            bus.emit("a", n)
+        await gate.entered()
+
+    asyncio.run(main())
+    assert gate.received == [0]
+    assert gate.cancelled == 1
+    assert bus.subscriptions("a") == ()
+    assert bus.stats().totals.cancelled == 5
+
+
+def test_g13_a_bridge_is_gone_with_its_loop(bus: AsyncEventBus) -> None:
+    async def main() -> weakref.ref[Any]:
+        await bus.emit("nothing")
+        bus.on("a", where)
+        await bus.emit("a")
+        return weakref.ref(asyncio.get_running_loop())
+
+    reference = asyncio.run(main())
+    gc.collect()
+    assert reference() is None
+    run(main())
+    assert len(bus.bus._engine.executors) == 1  # the first one's was dropped when the next one was made
+
+
+def test_g13_an_idle_bus_has_no_task_on_any_loop(bus: AsyncEventBus) -> None:
+    with LoopThread() as thread:
+        thread.call(register(bus, "a", where))
+
+        async def look() -> int:
+            return len(others())
+
+        for _ in range(20):
+            bus.bus.emit("a").wait(BOUND)
+        bus.bus.drain(BOUND)
+        assert thread.call(look()) == 0
+
+
+def test_g13_a_bus_task_that_was_cancelled_comes_back_by_timer(bus: AsyncEventBus) -> None:
+    gate = AsyncGate()
+    with LoopThread() as thread:
+        thread.call(register(bus, "a", gate))
+        first, second = bus.bus.emit("a", 1), bus.bus.emit("a", 2)
+
+        async def cancel() -> None:
+            await gate.entered()
+            for task in others():
+                if "gate" not in repr(task) and "entered" not in repr(task):
+                    task.cancel()
+            gate.open()
+
+        thread.call(cancel())
+        assert first.wait(BOUND).outcomes[0].status is Status.CANCELLED
+        assert second.wait(BOUND).outcomes[0].status is Status.DELIVERED
+
+
+def test_g13_plain_functions_never_run_on_the_loop(bus: AsyncEventBus) -> None:
+    async def main() -> None:
+        with Gate() as gate:
+            bus.on("a", gate)
+            receipt = bus.emit("a")
+            await until(lambda: gate.inside)  # this loop goes round while the handler blocks
+            gate.open()
+            await receipt
+        bus.off("a")
+
+    run(main())
