@@ -200,7 +200,7 @@ class EventBus:
         self,
         topic: str | Topic[Any] | Iterable[str | Topic[Any]],
         *,
-        max_pending: int | None | Default = default,
+        max_pending: int | Default | None = default,
         overflow: Overflow | Default = default,
         block_timeout: float | None = None,
         max_waiting: int | None = None,
@@ -378,7 +378,7 @@ class EventBus:
         """The handles of all active subscriptions; of a topic: those that its emit would reach; of a pattern: those
         that are registered under it. In order of registration."""
         if topic is None:
-            boxes = self._boxes()
+            boxes: Iterable[Mailbox] = self._boxes()
         elif is_pattern(check_pattern(topic)):
             boxes = self._matching(topic, default)
         else:
@@ -400,7 +400,9 @@ class EventBus:
             OptionTypeError: It is no mapping.
         """
         if not isinstance(expected, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise OptionTypeError(f"the expected subscriptions must be a mapping of topics to handlers, not {expected!r}")
+            raise OptionTypeError(
+                f"the expected subscriptions must be a mapping of topics to handlers, not {expected!r}"
+            )
         missing: list[str] = []
         for topic, wanted in expected.items():
             pattern = check_pattern(topic)
@@ -430,7 +432,7 @@ class EventBus:
         """
         self._engine.drain(check_timeout(timeout))
 
-    def close(self, timeout: float | None | Default = default) -> CloseReport:
+    def close(self, timeout: float | Default | None = default) -> CloseReport:
         """Drain, then end: emits raise, streams end, threads stop. May be called again, from anywhere.
 
         Args:
@@ -474,9 +476,7 @@ def _stream_handler(event: Any) -> None:
     """Stands for a stream in lists of handlers; never called."""
 
 
-def stream_options(
-    max_pending: Any, overflow: Any, block_timeout: Any, max_waiting: Any, name: Any
-) -> dict[str, Any]:
+def stream_options(max_pending: Any, overflow: Any, block_timeout: Any, max_waiting: Any, name: Any) -> dict[str, Any]:
     """The options of a stream that were given."""
     given = {
         "max_pending": max_pending,
@@ -493,7 +493,9 @@ def check_emit(topic: Any, payload: Any) -> tuple[str, Any]:
     name = check_topic(topic)
     if name.startswith("bus/"):
         raise reserved(name)
-    return name, topic.validate(payload) if isinstance(topic, Topic) else payload
+    if isinstance(topic, Topic):
+        return name, topic.validate(payload)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return name, payload
 
 
 def reserved(name: str) -> Exception:
@@ -540,5 +542,3 @@ def first_answer(receipt: Receipt) -> Any:
     if errors:
         raise group_errors(f"all {receipt.deliveries} handlers of {topic!r} failed", errors)
     raise NoHandlerError(f"no handler of {topic!r} answered: {receipt!r}")
-
-

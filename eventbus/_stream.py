@@ -113,6 +113,5 @@ class Stream:
 
     def __repr__(self) -> str:
         box = self._box
-        return f"<{type(self).__name__} of {', '.join(box.patterns)}: {len(box.events)} to read, {'active' if self.active else 'ended'}>"
-
-
+        state = "active" if self.active else "ended"
+        return f"<{type(self).__name__} of {', '.join(box.patterns)}: {len(box.events)} to read, {state}>"

@@ -1,4 +1,4 @@
-"""The one door for those who build on the core: the asyncio facade first. No promise of stability beyond the repository.
+"""The one door for those who build on the core: the asyncio facade first. Not stable beyond the repository.
 
 It re-exports, and has no logic.
 """

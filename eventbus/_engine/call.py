@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .._errors import HandlerTypeError
 from .._values.stats import HandlerError, Status
@@ -128,12 +128,13 @@ def call_inline(engine: Engine, delivery: Delivery) -> Result:
 def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException | None, took: float) -> Result:
     """The outcome of a call; errors are reported before the delivery is settled, so that waits come after."""
     if error is None and isinstance(value, Awaitable) and not isinstance(value, Receipt):
-        close = getattr(value, "close", None)
+        close = getattr(cast("object", value), "close", None)
         if close is not None:
             close()  # or Python warns of a coroutine that was never awaited
+        kind = type(cast("object", value)).__name__
         error = HandlerTypeError(
-            f"the plain function {delivery.box.name} returned an awaitable ({type(value).__name__}), which nobody awaits;"
-            " make the handler `async def` and register it on eventbus_async.AsyncEventBus"
+            f"the plain function {delivery.box.name} returned an awaitable ({kind}), which nobody"
+            " awaits; make the handler `async def` and register it on eventbus_async.AsyncEventBus"
         )
         value = None
     if error is None:

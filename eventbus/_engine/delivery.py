@@ -70,6 +70,13 @@ class Delivery:
     epoch: Epoch | None
     context: Context | None
     lineage: Lineage | None
+    seq: int
+    uid: str
+    key: Any
+    info: tuple[int, str]
+    value: Any
+    error: BaseException | None
+    duration: float
     waiter: Waiter | None
     outer: Delivery | None
     later: list[Delivery]

@@ -19,9 +19,9 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from .._errors import DispatcherError
-from . import primitives
-from .._values.stats import PoolStats
 from .._values.payload import PLAIN, to_plain
+from .._values.stats import PoolStats
+from . import primitives
 from .call import DELIVERED, TooLate, call, enter_converting, enter_plain, judge, own_code, strip
 from .delivery import RUNNING, SETTLED, running_here
 from .waits import notify
@@ -209,9 +209,9 @@ class Worker:
             delivery = step(pool.next, self)
 
     def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
-        """Run the deliveries of a mailbox, one after another, without the lock; gives what to run when that has ended.
+        """Run the deliveries of a mailbox, one after another, without the lock; gives what to run after that.
 
-        Sections (see primitives.SECTIONS) settle one and claim the next. Where anything else is to be done, a step does.
+        Sections (see primitives.SECTIONS) settle one and claim the next; where more is to be done, a step does it.
         """
         pool = self.pool
         monitor = engine.monitor
@@ -229,7 +229,7 @@ class Worker:
         ident = primitives.get_ident()
         delivery.actor = ident
         following: Delivery | None = None
-        payload = context = receipt = value = event = None
+        payload = context = receipt = value = _gone = None
         started = monotonic()
         until = started + SLICE_SECONDS
         try:
@@ -280,9 +280,9 @@ class Worker:
                         if observer:
                             receipt._observers -= 1
                         else:
-                            receipt._left -= 1  # type: ignore[operator]
+                            receipt._left -= 1
                         if not receipt._left and not receipt._observers:
-                            event = receipt._event
+                            _gone = receipt._event  # what it drops last may run a finalizer: outside of the section
                             receipt._payload = receipt._context = receipt._event = receipt._engine = None
                         delivery.seq = receipt._seq
                         delivery.uid = receipt._uid
@@ -317,7 +317,7 @@ class Worker:
         finally:
             # A traceback may hold this frame, and the frame nothing that is settled (G18).
             cell[0] = None
-            delivery = following = payload = context = receipt = value = event = result = None  # type: ignore[assignment]
+            delivery = following = payload = context = receipt = value = _gone = result = None  # type: ignore[assignment]
 
 
 class Dispatcher(Executor):
@@ -410,14 +410,15 @@ class Dispatcher(Executor):
             self.rouse()
 
     def assure(self) -> None:
-        """Before a wait: see to it that ready mailboxes have a worker. Raises DispatcherError if none can be started."""
+        """Before a wait: see that ready mailboxes have a worker. Raises DispatcherError if none can be started."""
         monitor = self.engine.monitor
         if not self.ready or self.computing:
             return
         monitor.run(self._retry)
         if monitor.run(self._hopeless):
             raise DispatcherError(
-                "no thread can be started for the deliveries that this wait depends on; free some threads of the process"
+                "no thread can be started for the deliveries that this wait depends on; free some threads of the"
+                " process"
             )
 
     def _hopeless(self) -> bool:
@@ -496,9 +497,7 @@ class Dispatcher(Executor):
         """In a step: the pool at this instant."""
         waiting = sum(worker.waits > 0 for worker in self.alive)
         blocked = sum(worker.blocked and not worker.waits for worker in self.alive)
-        return PoolStats(
-            len(self.alive), len(self.idle), max(0, self.computing), blocked, waiting, len(self.ready)
-        )
+        return PoolStats(len(self.alive), len(self.idle), max(0, self.computing), blocked, waiting, len(self.ready))
 
     # The watch
 

@@ -1,4 +1,4 @@
-"""The engine of one bus: emit, register, cancel, settle, drain, close. It composes the parts and owns the order of steps.
+"""The engine of one bus: emit, register, cancel, settle, drain, close. It composes the parts and orders the steps.
 
 Linearization points (each is one step of the monitor, but for calls that interrupt a step: then it is the put-off one)
     emit      :meth:`_admit`: reads the route and the bus's state, makes all deliveries
@@ -34,7 +34,7 @@ from .._errors import (
 )
 from .._values.handler import describe, same_handler
 from .._values.options import UNSET, check_options
-from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats
+from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_patterns, topic_models
 from . import primitives
 from .call import call_inline, tell
@@ -152,7 +152,7 @@ class Engine:
         monitor = self.monitor
         boxes = route.boxes
         size = route.size
-        deliveries = [Delivery(receipt, boxes[0], None)] if size == 1 else [Delivery(receipt, box, None) for box in boxes]
+        deliveries = [Delivery(receipt, box, None) for box in boxes]
         counted = deliveries if route.counted == size else [each for each in deliveries if not each.box.observer]
         sampled = 0.0 if receipt._seq & SAMPLE else primitives.monotonic()
         epoch: Epoch | None = None
@@ -314,9 +314,7 @@ class Engine:
             receipt._follows = (receipt,)
             receipt._family = set()
 
-    def _keys(
-        self, receipt: Receipt, boxes: Iterable[Mailbox], keys: dict[Mailbox, _Key]
-    ) -> dict[Mailbox, _Key]:
+    def _keys(self, receipt: Receipt, boxes: Iterable[Mailbox], keys: dict[Mailbox, _Key]) -> dict[Mailbox, _Key]:
         """Ask the key functions, outside of any step."""
         for box in boxes:
             if box.key is not None and box not in keys:
@@ -349,7 +347,8 @@ class Engine:
                 if above is not None:
                     receipt._follows = above if receipt._follows is None else (receipt, *above)
         if self.state != OPEN and not (self.state == CLOSING and (own or cause is not None)):
-            raise BusClosedError(f"the bus {self.name!r} is {('', 'closing', 'closed')[self.state]}: {receipt._topic!r} was not emitted")
+            state = ("", "closing", "closed")[self.state]
+            raise BusClosedError(f"the bus {self.name!r} is {state}: {receipt._topic!r} was not emitted")
         if route.counted < require:
             raise NoHandlerError(f"{receipt._topic!r} requires {require} handlers, but {route.counted} listen")
         boxes = route.boxes
@@ -360,7 +359,8 @@ class Engine:
         route.tally.emits += 1
         self.events += 1
         counted = route.counted
-        receipt._deliveries = deliveries = []
+        deliveries: list[Delivery] = []
+        receipt._deliveries = deliveries
         receipt._left = counted
         if not boxes:
             self._complete(receipt)
@@ -497,7 +497,7 @@ class Engine:
                 each._family.add(delivery)
 
     def _abandon_inline(self, receipt: Receipt) -> None:
-        """An emit ends by an exception that is no handler's: what it has not run of its inline deliveries is cancelled."""
+        """An emit ends by an exception that is no handler's: its inline deliveries that have not run are cancelled."""
         if receipt._left is not None:
             self.monitor.run(self._cancel_inline, receipt)
 
@@ -525,7 +525,7 @@ class Engine:
                         self.monitor.after.append(waiter.wake)
 
     def _run_inline(self, inline: list[Delivery], cause: Delivery | None) -> None:
-        """Run the inline handlers of an emit in this thread; KeyboardInterrupt and SystemExit pass when all have run."""
+        """Run an emit's inline handlers in this thread; KeyboardInterrupt and SystemExit pass when all have run."""
         passing: BaseException | None = None
         run = self.monitor.run
         outer = running_here(primitives.get_ident())
@@ -607,7 +607,7 @@ class Engine:
             if box.observer:
                 receipt._observers -= 1
             else:
-                receipt._left -= 1  # type: ignore[operator]
+                receipt._left -= 1
         else:
             receipt, box, state = again
         try:
@@ -624,7 +624,7 @@ class Engine:
                     for each in follows:
                         if delivery in each._family:
                             if each is not receipt:
-                                each._left -= 1  # type: ignore[operator]
+                                each._left -= 1
                             each._family.discard(delivery)
                         if each is not receipt and not each._left:
                             if each._observers:
@@ -799,8 +799,8 @@ class Engine:
                 for pattern in box.patterns:
                     if pattern in other.patterns:
                         raise SubscriptionError(
-                            f"{box.name} is registered for {pattern!r} already (subscription {other.id}) and unique=True"
-                            " refuses a second time; cancel the first or drop unique"
+                            f"{box.name} is registered for {pattern!r} already (subscription {other.id}) and"
+                            " unique=True refuses a second time; cancel the first or drop unique"
                         )
 
     def cancel(self, box: Mailbox, drain: bool = False) -> bool:
@@ -1012,7 +1012,10 @@ class Engine:
         return self.end_close(actor)
 
     def _close_elsewhere(self, timeout: float | None) -> None:
-        primitives.start_thread(lambda: self.close(timeout), f"{self.name}-close")
+        def close() -> None:
+            self.close(timeout)
+
+        primitives.start_thread(close, f"{self.name}-close")
 
     def close_soon(self, timeout: float | None, actor: Any) -> None:
         """Begin to close, and see to it that it ends, drained or out of time, without anybody waiting for it."""
@@ -1191,7 +1194,7 @@ class Engine:
             if box.latencies is not None:
                 wait.merge(box.latencies[0])
                 run.merge(box.latencies[1])
-        totals = SubscriptionStats(sums[0], pending, running, *sums[1:], wait=wait.latency(), run=run.latency())
+        totals = summary(sums, pending, running, wait.latency(), run.latency())
         return BusStats(self.events, totals, rows, self.registry.emits(), self.dispatcher.stats())
 
     def prepare(
@@ -1228,4 +1231,3 @@ class _KeysWanted(Exception):
     def __init__(self, boxes: list[Mailbox]) -> None:
         super().__init__()
         self.boxes = boxes
-

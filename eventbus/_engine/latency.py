@@ -51,5 +51,5 @@ class Histogram:
         for bucket in sorted(self.buckets):
             seen += self.buckets[bucket]
             if seen >= rank:
-                return min(2.0 ** (bucket / _STEPS), self.max)
+                return min(math.exp2(bucket / _STEPS), self.max)
         return self.max

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
 from .._errors import MailboxFullError
-from .._values.stats import Status, SubscriptionStats
+from .._values.stats import Status, SubscriptionStats, summary
 from . import primitives
 from .delivery import LINED, PENDING, RUNNING, SETTLED
 from .latency import Histogram
@@ -58,8 +58,8 @@ class Mailbox:
         "counts",  # the six outcomes, in the order of COUNTER
         "deliveries",
         "engine",
-        "flows",  # a worker may settle and claim in sections
         "executor",  # who runs the handler; None while it is unbound
+        "flows",  # a worker may settle and claim in sections
         "handle",
         "held",  # how many are pending
         "home",  # who wants it back when its loop closes (the facade's binding), or None
@@ -143,13 +143,7 @@ class Mailbox:
     def review(self) -> None:
         """In a step that changed what they depend on: may emits and workers do without the lock?"""
         self.admits = primitives.SECTIONS and self.plain and self.state == ACTIVE and not self.line
-        self.flows = (
-            self.admits
-            and self.concurrency == 1
-            and self.timeout is None
-            and not self.slow
-            and not self.raw
-        )
+        self.flows = self.admits and self.concurrency == 1 and self.timeout is None and not self.slow and not self.raw
 
     def _recount(self, delivery: Delivery, bound: bool) -> None:
         # Drains do not wait for unbound handlers, so their deliveries belong to no epoch.
@@ -436,9 +430,8 @@ class Mailbox:
         pending = self.size() + len(self.line or ())
         running = sum(each.state is not SETTLED for each in self.running)
         wait, run = self.latencies or (Histogram(), Histogram())
-        return SubscriptionStats(
-            self.deliveries, pending, running, *self.counts, wait=wait.latency(), run=run.latency()
-        )
+        sums = [self.deliveries, *self.counts]
+        return summary(sums, pending, running, wait.latency(), run.latency())
 
     def renew(self) -> None:
         """In a forked child: nothing pending, nothing running, no counts. What was unsettled is cancelled already."""

@@ -188,7 +188,7 @@ class Monitor:
             self.deferred.setdefault(ident, deque()).extendleft(reversed(line))
 
 
-_popleft: Callable[[deque[Callable[[], None]]], Callable[[], None]] = deque.popleft
+_popleft: Any = deque.popleft  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _first(line: deque[Late]) -> Late | None:

@@ -71,10 +71,11 @@ class Receipt:
 
     _engine: Engine | None
     _context: Context | None
+    _deliveries: list[Delivery]
+    _family: set[Delivery]
+    _left: Any  # int or None
 
-    def __init__(
-        self, engine: Engine, topic: str, payload: Any, context: Context, timestamp: float, seq: int
-    ) -> None:
+    def __init__(self, engine: Engine, topic: str, payload: Any, context: Context, timestamp: float, seq: int) -> None:
         self._engine = engine
         self._uid = engine.uid
         self._topic = topic
@@ -88,7 +89,7 @@ class Receipt:
         self._follows: tuple[Receipt, ...] | None = None
         self._event: Event | None = None
         self._waiters: list[Waiter] | None = None
-        self._left: int | None = None
+        self._left = None
         self._observers = 0
         self._accepting = 0
         self._propagate: bool | EventBusError = False
@@ -105,7 +106,7 @@ class Receipt:
 
     @property
     def done(self) -> bool:
-        return self._left == 0
+        return self._left is not None and not self._left
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -227,7 +228,7 @@ class Receipt:
             waiters.remove(waiter)
 
     def _is_done(self) -> bool:
-        return self._left == 0
+        return self._left is not None and not self._left
 
     def _has_reply(self) -> bool:
         return self._left == 0 or any(each.status is Status.DELIVERED for each in self._deliveries)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-
     from .._values.stats import SubscriptionStats
     from .mailbox import Mailbox
 
@@ -121,4 +120,3 @@ def sleep_unless_loop(subscription: Handle, timeout: float | None) -> bool:
     waiter = engine.quiet_waiter(box, primitives.get_ident())
     engine.refuse_on_loop(waiter, "cancel(wait=True)")
     return sleep(engine, waiter, timeout)
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from types import FunctionType, MethodType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, final, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, final, get_type_hints
 
 from .._errors import HandlerTypeError
 from .options import UNSET
@@ -36,7 +36,12 @@ class HandlerSpec:
     __slots__ = ("convert", "function", "is_async", "name", "takes_event")
 
     def __init__(
-        self, function: Callable[[Any], Any], name: str, is_async: bool, takes_event: bool, convert: Callable[[Any], Any] | None
+        self,
+        function: Callable[[Any], Any],
+        name: str,
+        is_async: bool,
+        takes_event: bool,
+        convert: Callable[[Any], Any] | None,
     ) -> None:
         self.function = function
         self.name = name
@@ -62,7 +67,9 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
     function, skip, bound = _unwrap(handler)
     flags = _flags(function)
     if flags & (_GENERATOR | _ASYNC_GENERATOR) and not flags & 0x100:
-        raise HandlerTypeError(f"{name} is a generator function, which runs nothing when it is called; let it return instead")
+        raise HandlerTypeError(
+            f"{name} is a generator function, which runs nothing when it is called; let it return instead"
+        )
     is_async = bool(flags & _COROUTINE) or _is_marked(handler) or _is_marked(function)
     if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__") and not bound:
         parameter, owner = _by_code(handler, function, skip, name), function
@@ -91,7 +98,7 @@ def same_handler(one: Any, other: Any) -> bool:
     if isinstance(one, MethodType) and isinstance(other, MethodType):
         return one.__self__ is other.__self__ and one.__func__ is other.__func__
     # Methods of built-in types (``list.append`` of one list) are made anew at each access, too.
-    kind = type(one)
+    kind = type(one)  # pyright: ignore[reportUnknownVariableType]
     if kind is type(other) and kind.__name__ in ("builtin_function_or_method", "method-wrapper"):
         return getattr(one, "__self__", one) is getattr(other, "__self__", other) and one.__name__ == other.__name__
     return False
@@ -106,7 +113,7 @@ def name_of(handler: Any) -> str:
 
 
 def _unwrap(handler: Any) -> tuple[Any, int, bool]:
-    """The function behind a callable, how many of its first arguments are bound already, whether a partial binds some."""
+    """The function behind a callable, how many of its first arguments are bound, whether a partial binds some."""
     function, skip, bound = handler, 0, False
     while True:
         if isinstance(function, functools.partial):
@@ -116,7 +123,7 @@ def _unwrap(handler: Any) -> tuple[Any, int, bool]:
             skip += 1
             function = function.__func__
         elif not isinstance(function, (FunctionType, type)) and isinstance(
-            getattr(type(function), "__call__", None),  # noqa: B004 - the function itself is wanted
+            getattr(cast("type", type(function)), "__call__", None),  # noqa: B004 - the function itself is wanted
             FunctionType,
         ):
             function = type(function).__call__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -171,7 +178,9 @@ def _by_code(handler: Any, function: FunctionType, skip: int, name: str) -> str 
         return names[skip]
     if code.co_flags & _VARARGS:
         return names[code.co_argcount + code.co_kwonlyargcount]
-    raise HandlerTypeError(f"{name} takes no argument, but a handler is called with one payload; add a parameter for it")
+    raise HandlerTypeError(
+        f"{name} takes no argument, but a handler is called with one payload; add a parameter for it"
+    )
 
 
 def _in_class_body(function: FunctionType) -> bool:
@@ -201,7 +210,7 @@ def _by_signature(handler: Any, name: str) -> tuple[str | None, Any]:
 def _owner_of(handler: Any, inspect: Any) -> Any:
     function, _skip, _bound = _unwrap(handler)
     if isinstance(function, type):
-        function = function.__init__  # pyright: ignore[reportUnknownMemberType]
+        function = vars(type).get("__init__") if function is type else getattr(function, "__init__", None)
     function = inspect.unwrap(function)
     return function if isinstance(function, FunctionType) else None
 
@@ -244,4 +253,3 @@ def _unresolved(name: str, parameter: str, wanted: Any, error: Exception) -> Han
         f"the annotation {wanted!r} of {parameter!r} of {name} cannot be resolved ({error}); import that name in"
         " its module, or register with payload=Model"
     )
-

@@ -90,17 +90,19 @@ def check_timeout(value: object, name: str = "timeout") -> float | None:
         try:
             value = float(cast("Any", value))
         except OverflowError:
-            return None if cast("Any", value) > 0 else _negative(value, name)
+            if cast("Any", value) > 0:
+                return None
+            raise _negative(value, name) from None
         except (TypeError, ValueError):
             raise OptionTypeError(f"{name} must be a number of seconds or None, not {value!r}") from None
-    number = cast("float", value)
+    number: float = value
     if number != number or number < 0:
-        return _negative(number, name)
+        raise _negative(number, name)
     return None if number == float("inf") else number
 
 
-def _negative(value: object, name: str) -> None:
-    raise OptionError(f"{name} must not be {value!r}; give seconds from 0 (poll) upwards, or None to wait without end")
+def _negative(value: object, name: str) -> OptionError:
+    return OptionError(f"{name} must not be {value!r}; give seconds from 0 (poll) upwards, or None to wait without end")
 
 
 def check_count(value: object, name: str, minimum: int) -> int:
@@ -136,13 +138,17 @@ def check_options(defaults: Options, given: Mapping[str, Any], *, is_async: bool
             raise OptionError("inline=True is for plain functions; a coroutine handler cannot run inside emit()")
         clash = [name for name in _QUEUED_ONLY if name in given and given[name] != getattr(Options(), name)]
         if clash:
-            raise OptionError(f"inline=True excludes {', '.join(clash)}: an inline handler has no mailbox; drop one of them")
+            raise OptionError(
+                f"inline=True excludes {', '.join(clash)}: an inline handler has no mailbox; drop one of them"
+            )
         return replace(Options(), **given)
     options = replace(defaults, **given)
     if options.overflow != "block":
         for name in ("block_timeout", "max_waiting"):
             if given.get(name) is not None:
-                raise OptionError(f"{name} is for overflow='block', not for overflow={options.overflow!r}; drop one of them")
+                raise OptionError(
+                    f"{name} is for overflow='block', not for overflow={options.overflow!r}; drop one of them"
+                )
         if options.block_timeout is not None or options.max_waiting is not None:
             options = replace(options, block_timeout=None, max_waiting=None)
     return options

@@ -66,11 +66,11 @@ def to_plain(payload: Any) -> Any:
     """What a handler gets that declares a dict, or nothing: a dict of a model, ``{}`` for no payload, else as it is."""
     if payload is None:
         return {}
-    kind = type(payload)
+    kind = type(payload)  # pyright: ignore[reportUnknownVariableType]
     if kind in PLAIN or not _is_model(kind):
         return payload
     dump = payload.model_dump()
-    shares = _shares.get(kind)
+    shares = _shares.get(kind)  # pyright: ignore[reportUnknownArgumentType]
     if shares is None:
         shares = _shares[kind] = _shares_parts(kind, set())
     return deepcopy(dump) if shares else dump
@@ -89,11 +89,13 @@ def _to_model(declared: Any, models: tuple[type, ...], optional: bool, name: str
 
             validate = TypeAdapter[Any](declared).validate_python
         if _is_model(type(payload)):
-            payload = payload.model_dump()
+            payload = cast("Any", payload).model_dump()
         try:
             return validate(payload)
         except Exception as error:
-            raise PayloadError(f"the payload {_brief(payload)} is no valid {wanted} for {name}: {_first(error)}") from error
+            raise PayloadError(
+                f"the payload {_brief(payload)} is no valid {wanted} for {name}: {_first(error)}"
+            ) from error
 
     return convert
 
@@ -152,7 +154,9 @@ def _shares_form(form: Any, seen: set[Any]) -> bool:
         return True
     if _is_model(form):
         return _shares_parts(form, seen)
-    return not issubclass(form, (str, int, float, bool, bytes, complex, date, datetime, time, timedelta, Decimal, Enum, UUID))
+    return not issubclass(
+        form, (str, int, float, bool, bytes, complex, date, datetime, time, timedelta, Decimal, Enum, UUID)
+    )
 
 
 def _brief(value: Any) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .event import Event
 
 __all__ = ["BusStats", "CloseReport", "HandlerError", "Latency", "Outcome", "PoolStats", "Status", "SubscriptionStats"]
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How a delivery was settled; a ``str``, so ``outcome.status == "delivered"`` works."""
 
     DELIVERED = "delivered"
@@ -24,9 +24,6 @@ class Status(str, Enum):
     CANCELLED = "cancelled"
     DROPPED = "dropped"
     REJECTED = "rejected"
-
-    __str__ = str.__str__
-    __format__ = str.__format__
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +131,14 @@ class SubscriptionStats:
         return _as_dict(self)
 
 
+def summary(sums: Sequence[int], pending: int, running: int, wait: Latency, run: Latency) -> SubscriptionStats:
+    """The record of counts: deliveries and the six outcomes in order."""
+    deliveries, delivered, failed, timed_out, cancelled, dropped, rejected = sums
+    return SubscriptionStats(
+        deliveries, pending, running, delivered, failed, timed_out, cancelled, dropped, rejected, wait, run
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     """The dispatcher's threads.
@@ -166,7 +171,8 @@ class BusStats:
         events: Emits that took effect.
         totals: The sum over all subscriptions, ended ones included.
         subscriptions: Subscription id to its statistics, active ones.
-        topics: Topic to emits: exact where an exact subscription names it, else from a bounded table, the rest in ``"other"``.
+        topics: Topic to emits: exact where an exact subscription names it, else from a bounded table, the rest in the
+            row ``"other"``.
         pool: The dispatcher's threads.
     """
 

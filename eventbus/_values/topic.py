@@ -40,7 +40,9 @@ class Topic(Generic[T]):
     def __init__(self, name: str, model: type[T]) -> None:
         self._name = check_topic(name)
         if not is_type_form(model):
-            raise TopicTypeError(f"the payloads of topic {name!r} need a model class, a type or a typing form, not {model!r}")
+            raise TopicTypeError(
+                f"the payloads of topic {name!r} need a model class, a type or a typing form, not {model!r}"
+            )
         self._model = model
         self._validate: Any = None
 
@@ -154,7 +156,7 @@ def check_pattern(pattern: object) -> str:
 
 def _levels(topic: object, what: str) -> str:
     if isinstance(topic, Topic):
-        return cast("Topic[Any]", topic).name
+        return topic.name  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     if not isinstance(topic, str):
         raise TopicTypeError(f"a {what} must be a string such as 'orders/created' or a Topic, not {topic!r}")
     if not topic:
@@ -171,9 +173,7 @@ def check_patterns(topics: object) -> tuple[str, ...]:
     try:
         several = list(cast("Any", topics))
     except TypeError:
-        raise TopicTypeError(
-            f"a topic must be a string, a Topic, or a list of these, not {topics!r}"
-        ) from None
+        raise TopicTypeError(f"a topic must be a string, a Topic, or a list of these, not {topics!r}") from None
     if isinstance(topics, (bytes, bytearray)) or not several:
         raise (TopicError if not several else TopicTypeError)(
             f"at least one topic is needed, each a string or a Topic, not {topics!r}"
@@ -184,10 +184,11 @@ def check_patterns(topics: object) -> tuple[str, ...]:
 def topic_models(topics: object) -> tuple[Topic[Any], ...]:
     """The typed ones among the topics of a registration that is checked already."""
     if isinstance(topics, Topic):
-        return (cast("Topic[Any]", topics),)
+        return (topics,)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(topics, str):
         return ()
-    return tuple(each for each in cast("Any", topics) if isinstance(each, Topic))
+    several: Any = topics
+    return tuple(each for each in several if isinstance(each, Topic))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
 def is_pattern(name: str) -> bool:
