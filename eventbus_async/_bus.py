@@ -359,7 +359,7 @@ class AsyncEventBus:
         receipt = self.emit(topic, payload, headers=headers, require=1, propagate_errors=False)
 
         async def answer() -> Any:
-            if not await Waiting[bool](self._engine, receipt._first_waiter(), limit):
+            if not await Waiting(self._engine, receipt._first_waiter(), limit):
                 raise EventTimeoutError(f"no handler of {receipt._topic!r} answered within {limit:g} s")
             return first_answer(receipt)
 
@@ -460,7 +460,7 @@ class AsyncEventBus:
         waiter = engine.drain_waiter(actor())
 
         async def drained() -> None:
-            if not await Waiting[bool](engine, again(waiter), limit):
+            if not await Waiting(engine, again(waiter), limit):
                 raise EventTimeoutError(
                     f"after {limit:g} s the bus {self.name!r} still has: {engine.unsettled_names()}"
                 )
@@ -494,7 +494,7 @@ class AsyncEventBus:
         engine.close_soon(limit, actor())
 
         async def closed() -> CloseReport:
-            await Waiting[bool](engine, engine.closed_waiter(), None)
+            await Waiting(engine, engine.closed_waiter(), None)
             report = engine.closed_report or CloseReport()
             stuck = await self._executor().abandoned()
             if stuck:
@@ -532,7 +532,7 @@ class AsyncEventBus:
 
         async def closed() -> CloseReport:
             for waiter in waiters:
-                await Waiting[bool](engine, again(waiter), limit)
+                await Waiting(engine, again(waiter), limit)
             stuck = [box.name for box in boxes if box.running]
             return CloseReport(cancelled[0], tuple(stuck))
 

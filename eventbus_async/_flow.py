@@ -45,7 +45,7 @@ def face_of(bus: Any) -> AsyncEventBus:
 async def perform(wanted: Pause | Call) -> Any:
     """What a flow has asked for."""
     if isinstance(wanted, Pause):
-        return await Waiting[bool](wanted.engine, wanted.waiter, wanted.timeout)
+        return await Waiting(wanted.engine, wanted.waiter, wanted.timeout)
     answer = wanted.function()
     return await cast("Awaitable[Any]", answer) if isinstance(answer, Awaitable) else answer
 
@@ -163,7 +163,7 @@ class Running:
         if not self.begun:
             self.begin()
         if not self.done:
-            await Waiting[bool](self.engine, self._waiter(), None)
+            await Waiting(self.engine, self._waiter(), None)
         error = self.error
         if isinstance(error, asyncio.CancelledError):
             raise ServiceError(f"{self.name} was cancelled by its loop") from error

@@ -23,7 +23,7 @@ import asyncio
 import sys
 import types
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eventbus import HandlerTypeError, Status
 from eventbus.lowlevel import (
@@ -84,7 +84,7 @@ class LoopExecutor(Executor):
         self.engine.monitor.after.append(self._wake)
 
     def watch(self) -> None:
-        loop = self.loop()
+        loop: Any = self.loop()
         if loop is None or loop.is_closed():
             self.engine.monitor.after.append(self._look)
         elif self.paused and primitives.running_loop() is loop:
@@ -454,7 +454,7 @@ def _enter(slot: Slot, delivery: Delivery) -> Any:
 def _as_coroutine(value: Any, name: str) -> Any:
     """What a handler that is marked as a coroutine function, or is wrapped in one, has returned."""
     if isinstance(value, Coroutine):
-        return value  # pyright: ignore[reportUnknownVariableType]
+        return cast("Any", value)
     if not hasattr(value, "__await__"):
         raise HandlerTypeError(f"the coroutine handler {name} returned {type(value).__name__}, which cannot be awaited")
 
@@ -503,7 +503,7 @@ def _strip(error: BaseException) -> BaseException:
 
 
 _Task: Any = asyncio.Task
-_OWN = (Slot.run.__code__, _enter.__code__, _rest.__code__)  # type: ignore[attr-defined]
+_OWN = (Slot.run.__code__, _enter.__code__, _rest.__code__)
 
 
 def executor_of(engine: Engine, loop: AbstractEventLoop) -> LoopExecutor:
