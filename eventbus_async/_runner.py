@@ -94,9 +94,9 @@ class LoopExecutor(Executor):
         """Outside of steps, in any thread: see to it that the loop calls ``_begin``."""
         if not self.roused:
             return
-        loop: Any = primitives.running_loop()
+        loop = self.loop()
         # Without a task this may be a signal handler in the loop's own sleep, which only a ring ends.
-        if loop is not None and self.loop() is loop and primitives.current_task() is not None:
+        if loop is not None and primitives.running_loop() is loop and primitives.current_task() is not None:
             if not self.scheduled:
                 self.scheduled = True
                 self.eagers = 0
@@ -199,8 +199,8 @@ class LoopExecutor(Executor):
         self.engine.monitor.after.append(self._resume_later)
 
     def _resume_later(self) -> None:
-        loop: Any = primitives.running_loop()
-        if loop is not None and self.loop() is loop:
+        loop = self.loop()
+        if loop is not None and primitives.running_loop() is loop:
             loop.call_later(PAUSE, self.resume, context=self.bridge.context)
 
     def resume(self) -> None:
@@ -446,7 +446,7 @@ def _enter(slot: Slot, delivery: Delivery) -> Any:
     assert spec is not None
     try:
         made: Any = spec.function(argument(delivery))
-        coroutine: Any = made if type(made) is types.CoroutineType else _as_coroutine(made, delivery.box.name)
+        coroutine: Any = made if type(made) is _Native else _as_coroutine(made, delivery.box.name)
         slot.coroutine = coroutine
         return coroutine.send(None)
     finally:
@@ -511,6 +511,7 @@ def _strip(error: BaseException) -> BaseException:
 
 
 _Task: Any = asyncio.Task
+_Native: Any = types.CoroutineType
 _OWN = (Slot.run.__code__, _enter.__code__, _rest.__code__)
 
 
