@@ -18,7 +18,9 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,12 @@ from . import counted, report
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Job", "add_arguments", "difference", "main", "read_callgrind", "replace_tables"]
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("eventbus", "eventbus_async", "benchmarks")
 README = Path(__file__).with_name("README.md")
 KEPT = Path(__file__).parent / "results" / "counts.json"
 EVENTS = 400
@@ -85,10 +88,20 @@ def read_callgrind(text: str) -> Counts:
     return found
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+@contextmanager
+def snapshot() -> Iterator[Path]:
+    """A copy of the sources, compiled: nobody's edit, and no compiling, falls between two runs that are subtracted."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PACKAGES:
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        run([sys.executable, "-m", "compileall", "-q", *PACKAGES], Path(folder))
+        yield Path(folder)
+
+
+def run(command: Sequence[str], home: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command,
-        cwd=ROOT,
+        cwd=home,
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
@@ -100,22 +113,22 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def by_valgrind(arguments: Sequence[str]) -> Counts:
+def by_valgrind(arguments: Sequence[str], home: Path) -> Counts:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callgrind"
-        run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, *arguments])
+        run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable, *arguments], home)
         return read_callgrind(out.read_text(encoding="utf-8", errors="replace"))
 
 
-def by_perf(arguments: Sequence[str]) -> Counts:
-    done = run(["perf", "stat", "-x", ",", "-e", "instructions:u", sys.executable, *arguments])
+def by_perf(arguments: Sequence[str], home: Path) -> Counts:
+    done = run(["perf", "stat", "-x", ",", "-e", "instructions:u", sys.executable, *arguments], home)
     figure = next(line.split(",")[0] for line in done.stderr.splitlines() if "instructions" in line)
     if not figure.isdigit():
         raise RuntimeError(f"perf counts no instructions here: {figure}")
     return {"instructions": float(figure)}
 
 
-TOOLS: dict[str, Callable[[Sequence[str]], Counts]] = {"valgrind": by_valgrind, "perf": by_perf}
+TOOLS: dict[str, Callable[[Sequence[str], Path], Counts]] = {"valgrind": by_valgrind, "perf": by_perf}
 
 
 def choose(wanted: str | None) -> str | None:
@@ -124,7 +137,7 @@ def choose(wanted: str | None) -> str | None:
         if shutil.which(name):
             if name == "perf":
                 try:
-                    by_perf(["-c", "pass"])
+                    by_perf(["-c", "pass"], ROOT)
                 except (RuntimeError, StopIteration):
                     continue
             return name
@@ -139,10 +152,10 @@ def difference(once: Counts, twice: Counts, events: int) -> Counts:
 # The tables
 
 
-def count(job: Job, tool: str, events: int) -> Counts:
-    """Run one job twice."""
+def count(job: Job, tool: str, events: int, home: Path) -> Counts:
+    """Run one job twice, on the sources in ``home``."""
     once, twice = (
-        TOOLS[tool](["-m", "benchmarks.counted", job.way, job.feature, job.mode, str(number)])
+        TOOLS[tool](["-m", "benchmarks.counted", job.way, job.feature, job.mode, str(number)], home)
         for number in (events, 2 * events)
     )
     return difference(once, twice, events)
@@ -216,15 +229,15 @@ def main(given: argparse.Namespace) -> int:
         return 2
     wanted = jobs(given.quick)
 
-    def work(job: Job) -> Counts | None:
+    def work(job: Job, home: Path) -> Counts | None:
         try:
-            return count(job, tool, given.events)
+            return count(job, tool, given.events, home)
         except RuntimeError as error:
             print(f"{job.way}, {job.feature}, {job.mode}: not counted: {error}", file=sys.stderr)
             return None
 
-    with ThreadPoolExecutor(given.jobs) as pool:
-        found = dict(zip(wanted, pool.map(work, wanted), strict=True))
+    with snapshot() as home, ThreadPoolExecutor(given.jobs) as pool:
+        found = dict(zip(wanted, pool.map(partial(work, home=home), wanted), strict=True))
     now: dict[str, Counts] = {}
     for job, counts in found.items():
         if job.mode == "plain" and counts is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["Case", "Contender", "Metric", "Plan", "Result", "Row", "constant", "line_up", "measure"]
+__all__ = ["Case", "Contender", "Metric", "Missing", "Plan", "Result", "Row", "constant", "line_up", "measure"]
 
 
 @dataclass(frozen=True, slots=True)

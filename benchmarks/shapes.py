@@ -250,7 +250,7 @@ def on_one_loop(offer: Offer) -> Callable[[int], dict[str, float]]:
     async def work(n: int) -> float:
         meter = Meter()
         async with offer.open(meter.coroutine) as emit:
-            for count in (min(WARM_UP, n), n):
+            for count in (WARM_UP, n):
                 meter.arm(count)
                 started = clock()
                 for number in range(count):

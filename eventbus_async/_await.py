@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import eventbus
 from eventbus import DeadlockError, EventTimeoutError
@@ -76,13 +76,17 @@ def wait(engine: Engine, waiter: Waiter, timeout: float | None) -> Generator[Any
         try:
             done = engine.monitor.run(end, engine, waiter)
         except Interrupted:  # a collected task's, in the midst of a step
-            engine.monitor.defer(lambda: engine.monitor.run(end, engine, waiter) and None)
+            engine.monitor.defer(lambda: _leave(engine, waiter))
     if waiter.error is not None:
         raise waiter.error
     return done
 
 
-class Waiting(Generic[T]):
+def _leave(engine: Engine, waiter: Waiter) -> None:
+    engine.monitor.run(end, engine, waiter)
+
+
+class Waiting:
     """``await Waiting(...)``: a wait as an awaitable for coroutine functions."""
 
     __slots__ = ("_engine", "_timeout", "_waiter")
@@ -201,7 +205,7 @@ class Receipt(eventbus.Receipt, Driven["Receipt"]):
             while (engine := self._engine) is not None and self._left is not None:
                 waiter = self._accept_waiter()
                 try:
-                    if not await Waiting[bool](engine, waiter, limit):
+                    if not await Waiting(engine, waiter, limit):
                         raise EventTimeoutError(
                             f"after {limit:g} s deliveries of {self._topic!r} still wait for space in their mailboxes"
                         )

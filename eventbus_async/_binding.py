@@ -49,7 +49,7 @@ class Binding:
         if not spec.is_async:
             if loop is not None:
                 raise OptionError(
-                    f"{spec.name} is a plain function, which runs on the dispatcher's threads; loop= is for coroutine handlers"
+                    f"{spec.name} is a plain function, which runs on the dispatcher; loop= is for coroutine handlers"
                 )
             return self.engine.dispatcher, None
         loop = loop or self.fixed or primitives.running_loop()
@@ -78,7 +78,7 @@ class Binding:
             box.attach(self.home)
 
     def enter(self) -> LoopExecutor:
-        """Something of this facade is awaited: the executor of the running loop, which becomes home if there is none."""
+        """Something of this facade is awaited: the running loop's executor; it becomes home if there is none."""
         loop = asyncio.get_running_loop()
         home = self.home
         if home is not None and home.loop() is loop and not home.gone:

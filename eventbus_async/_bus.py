@@ -35,7 +35,7 @@ from eventbus.lowlevel import (
 
 from ._await import Acted, Count, Receipt, Waiting, again
 from ._binding import Binding, actor, check_loop
-from ._runner import executor_of
+from ._runner import LoopExecutor
 from ._scope import Scope
 from ._stream import Stream
 from ._subscription import Subscription
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from eventbus import BusStats, Event
-    from eventbus.lowlevel import BusArguments, Engine, Handle, Mailbox, OptionArguments
+    from eventbus.lowlevel import BusArguments, Engine, Handle, Mailbox, OptionArguments, Waiter
 
 __all__ = ["AsyncEventBus", "SyncEventBus"]
 
@@ -63,10 +63,10 @@ class AsyncEventBus:
     method acts at the call; what it returns may be awaited, which waits for the end, or dropped.
 
     Args:
-        bus: The core bus to share; without it, one is made, with ``name`` and the options of :class:`eventbus.EventBus`.
-        loop: The loop of all coroutine handlers that are registered here. Without it, a coroutine handler belongs to the
-            loop that runs where it is registered; registered without one, to the home loop: that of ``serve()``, or
-            else the first loop in which anything of this facade is awaited.
+        bus: The core bus to share; without it, one is made, with ``name`` and the options of ``eventbus.EventBus``.
+        loop: The loop of all coroutine handlers that are registered here. Without it, a coroutine handler belongs to
+            the loop that runs where it is registered; registered without one, to the home loop: that of ``serve()``,
+            or else the first loop in which anything of this facade is awaited.
         name: Of the core that is made.
         **options: Of the core that is made.
 
@@ -108,6 +108,7 @@ class AsyncEventBus:
         self._engine: Engine = self._bus._engine
         self._binding = Binding(self._engine, check_loop(loop))
         self._closing: Acted[CloseReport] | None = None
+        self._executors: list[LoopExecutor] = []  # those that a close has ended
 
     @property
     def bus(self) -> EventBus:
@@ -359,7 +360,7 @@ class AsyncEventBus:
         receipt = self.emit(topic, payload, headers=headers, require=1, propagate_errors=False)
 
         async def answer() -> Any:
-            if not await Waiting[bool](self._engine, receipt._first_waiter(), limit):
+            if not await Waiting(self._engine, receipt._first_waiter(), limit):
                 raise EventTimeoutError(f"no handler of {receipt._topic!r} answered within {limit:g} s")
             return first_answer(receipt)
 
@@ -460,7 +461,7 @@ class AsyncEventBus:
         waiter = engine.drain_waiter(actor())
 
         async def drained() -> None:
-            if not await Waiting[bool](engine, again(waiter), limit):
+            if not await Waiting(engine, again(waiter), limit):
                 raise EventTimeoutError(
                     f"after {limit:g} s the bus {self.name!r} still has: {engine.unsettled_names()}"
                 )
@@ -468,7 +469,7 @@ class AsyncEventBus:
         return Acted(self._binding, drained)
 
     def close(self, timeout: Any = default) -> Acted[CloseReport]:
-        """Drain, then end, from this call on: emits raise, streams end, threads stop. May be called again, from anywhere.
+        """Drain, then end, from this call on: emits raise, streams end, threads stop. May be called again, anywhere.
 
         A facade that was given its core ends only what was registered through it.
 
@@ -484,33 +485,32 @@ class AsyncEventBus:
         if self._members is None:
             self._closing = closing = self._close_core(limit)
         else:
+            if self._closing is None:
+                self._closing = self._close_members(self._members, limit)
             closing = self._closing
-            if closing is None:
-                self._closing = closing = self._close_members(self._members, limit)
         return closing
 
     def _close_core(self, limit: float | None) -> Acted[CloseReport]:
         engine = self._engine
+        self._executors.extend(each for each in engine.executors if isinstance(each, LoopExecutor))
         engine.close_soon(limit, actor())
 
         async def closed() -> CloseReport:
-            await Waiting[bool](engine, engine.closed_waiter(), None)
+            await Waiting(engine, engine.closed_waiter(), None)
             report = engine.closed_report or CloseReport()
-            stuck = await self._executor().abandoned()
-            if stuck:
-                report = engine.closed_report = replace(report, stuck=(*report.stuck, *stuck))
+            loop = asyncio.get_running_loop()
+            for executor in self._executors:
+                if executor.loop() is loop and (stuck := await executor.abandoned()):
+                    report = engine.closed_report = replace(report, stuck=(*report.stuck, *stuck))
             return report
 
         return Acted(self._binding, closed)
-
-    def _executor(self) -> Any:
-        return executor_of(self._engine, asyncio.get_running_loop())
 
     def _close_members(self, members: ScopeCore, limit: float | None) -> Acted[CloseReport]:
         engine = self._engine
         me = actor()
         boxes = [each._box for each in members.end() if isinstance(each, Subscription)]
-        waiters = []
+        waiters: list[Waiter] = []
         cancelled = [0]
         for box in boxes:
             if box.executor is None:
@@ -532,7 +532,7 @@ class AsyncEventBus:
 
         async def closed() -> CloseReport:
             for waiter in waiters:
-                await Waiting[bool](engine, again(waiter), limit)
+                await Waiting(engine, again(waiter), limit)
             stuck = [box.name for box in boxes if box.running]
             return CloseReport(cancelled[0], tuple(stuck))
 

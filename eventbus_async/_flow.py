@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from eventbus.lowlevel import Call, Delivery, Engine, Flow
 
     from ._binding import Binding
+    from ._runner import LoopExecutor
 
 __all__ = ["Once", "Running", "begin_flow", "drive", "face_of", "keep"]
 
@@ -45,9 +46,9 @@ def face_of(bus: Any) -> AsyncEventBus:
 async def perform(wanted: Pause | Call) -> Any:
     """What a flow has asked for."""
     if isinstance(wanted, Pause):
-        return await Waiting[bool](wanted.engine, wanted.waiter, wanted.timeout)
-    answer = wanted.function()
-    return await cast("Awaitable[Any]", answer) if isinstance(answer, Awaitable) else answer
+        return await Waiting(wanted.engine, wanted.waiter, wanted.timeout)
+    answer: object = wanted.function()
+    return await answer if isinstance(answer, Awaitable) else answer  # pyright: ignore[reportUnknownVariableType]
 
 
 async def drive(flow: Flow[T]) -> T:
@@ -110,15 +111,29 @@ class Running:
     def begin(self) -> None:
         """On a loop: run it up to its first wait here and now, for it acts at the call, and the rest in a task."""
         loop = asyncio.get_running_loop()
-        self.begun = True
+        if not self.engine.look(self._first):
+            return
         context = copy_context()
         try:
             self.wanted = context.run(self.flow.send, None)
         except StopIteration:
-            self.done = True
+            self.engine.look(self._end, None)
             return
         task = loop.create_task(self._run(), name=self.name, context=context)
         keep(task)
+
+    def begin_there(self) -> None:
+        """As :meth:`begin`, where nobody hears of what it raises but those who await it."""
+        try:
+            self.begin()
+        except BaseException as error:
+            self.engine.look(self._end, error)
+
+    def _first(self) -> bool:
+        if self.begun:
+            return False
+        self.begun = True
+        return True
 
     async def _run(self) -> None:
         error: BaseException | None = None
@@ -163,7 +178,7 @@ class Running:
         if not self.begun:
             self.begin()
         if not self.done:
-            await Waiting[bool](self.engine, self._waiter(), None)
+            await Waiting(self.engine, self._waiter(), None)
         error = self.error
         if isinstance(error, asyncio.CancelledError):
             raise ServiceError(f"{self.name} was cancelled by its loop") from error
@@ -185,9 +200,14 @@ class Running:
         return wanted.waiter.targets() if isinstance(wanted, Pause) and wanted.timeout is None else ()
 
 
-def begin_flow(binding: Binding, flow: Flow[None], name: str) -> Acted[None]:
-    """Begin a flow now, or where no loop runs when it is first awaited; the result waits for its end."""
+def begin_flow(binding: Binding, flow: Flow[None], name: str, home: LoopExecutor | None) -> Acted[None]:
+    """Begin a flow now: here if a loop runs here, else on its home if that is open, else when it is first awaited.
+
+    The result waits for its end.
+    """
     running = Running(binding.engine, flow, name)
     if primitives.running_loop() is not None:
         running.begin()
+    elif home is not None and not home.gone and (loop := home.loop()) is not None and not loop.is_closed():
+        home.bridge.post(running.begin_there)
     return Acted(binding, running.ended)

@@ -54,7 +54,8 @@ class ServiceGroup(GroupCore[BaseService]):
 
     def _begin(self, kind: str, work: Callable[[Turn], Flow[None]]) -> Acted[None]:
         for first in self.services:
-            return begin_flow(first.event_bus._binding, self._flow(kind, work), f"the {kind} of the group")
+            name = f"the {kind} of the group"
+            return begin_flow(first.event_bus._binding, self._flow(kind, work), name, first._home)
         return Acted(cast("Any", Nowhere()), nothing)
 
     async def __aenter__(self) -> Self:

@@ -23,7 +23,7 @@ import asyncio
 import sys
 import types
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eventbus import HandlerTypeError, Status
 from eventbus.lowlevel import (
@@ -45,7 +45,7 @@ from ._bridge import Bridge
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
     from contextvars import Context
 
     from eventbus.lowlevel import Delivery, Engine, Mailbox
@@ -84,7 +84,7 @@ class LoopExecutor(Executor):
         self.engine.monitor.after.append(self._wake)
 
     def watch(self) -> None:
-        loop = self.loop()
+        loop: Any = self.loop()
         if loop is None or loop.is_closed():
             self.engine.monitor.after.append(self._look)
         elif self.paused and primitives.running_loop() is loop:
@@ -94,9 +94,9 @@ class LoopExecutor(Executor):
         """Outside of steps, in any thread: see to it that the loop calls ``_begin``."""
         if not self.roused:
             return
-        loop: Any = primitives.running_loop()
+        loop = self.loop()
         # Without a task this may be a signal handler in the loop's own sleep, which only a ring ends.
-        if loop is not None and loop is self.loop() and primitives.current_task() is not None:
+        if loop is not None and primitives.running_loop() is loop and primitives.current_task() is not None:
             if not self.scheduled:
                 self.scheduled = True
                 self.eagers = 0
@@ -199,8 +199,8 @@ class LoopExecutor(Executor):
         self.engine.monitor.after.append(self._resume_later)
 
     def _resume_later(self) -> None:
-        loop: Any = primitives.running_loop()
-        if loop is not None and loop is self.loop():
+        loop = self.loop()
+        if loop is not None and primitives.running_loop() is loop:
             loop.call_later(PAUSE, self.resume, context=self.bridge.context)
 
     def resume(self) -> None:
@@ -229,7 +229,7 @@ class LoopExecutor(Executor):
             self._end()
 
     def _end(self) -> None:
-        """In a step: the loop is gone. Its handlers end, or wait for another loop if they were registered without one."""
+        """In a step: the loop is gone. Its handlers end; those that were registered without one wait for another."""
         self.gone = True
         engine = self.engine
         if self in engine.executors:
@@ -267,12 +267,15 @@ class LoopExecutor(Executor):
 
     async def abandoned(self) -> list[str]:
         """After a close: give the handlers that it has cancelled a moment to end; the names of those that do not."""
-        waited = {slot.task: slot.delivery for slot in self.slots if slot.abandoned and slot.delivery is not None}
+        waited = {slot.task: slot.delivery.box.name for slot in self.slots if slot.abandoned and slot.delivery}
         waited.pop(asyncio.current_task(), None)
         if not waited:
             return []
         _, left = await asyncio.wait(waited, timeout=GRACE)
-        return [delivery.info[1] for task, delivery in waited.items() if task in left]
+        for slot in self.slots:
+            if slot.task in left:
+                slot.abandoned = False  # named once
+        return [name for task, name in waited.items() if task in left]
 
     def after_fork(self) -> None:
         self.gone = True
@@ -369,7 +372,7 @@ class Slot:
                     delivery = step(executor.next, self)
                     continue
                 delivery.actor = task
-                value = error = None
+                value = error = context = None
                 started = monotonic()
                 try:
                     context = context_of(delivery)
@@ -386,7 +389,8 @@ class Slot:
                     if self.closing:
                         raise
                     error = _strip(raised)
-                self.coroutine = context = None
+                self.coroutine = None
+                del context
                 executor.spent = ended = monotonic()
                 if error is None and not self.expired:
                     status = Status.DELIVERED
@@ -441,9 +445,8 @@ def _enter(slot: Slot, delivery: Delivery) -> Any:
     spec = delivery.box.spec
     assert spec is not None
     try:
-        coroutine: Any = spec.function(argument(delivery))
-        if not isinstance(coroutine, types.CoroutineType):
-            coroutine = _as_coroutine(coroutine, delivery.box.name)
+        made: Any = spec.function(argument(delivery))
+        coroutine: Any = made if type(made) is _Native else _as_coroutine(made, delivery.box.name)
         slot.coroutine = coroutine
         return coroutine.send(None)
     finally:
@@ -454,7 +457,7 @@ def _enter(slot: Slot, delivery: Delivery) -> Any:
 def _as_coroutine(value: Any, name: str) -> Any:
     """What a handler that is marked as a coroutine function, or is wrapped in one, has returned."""
     if isinstance(value, Coroutine):
-        return value  # pyright: ignore[reportUnknownVariableType]
+        return cast("Any", value)
     if not hasattr(value, "__await__"):
         raise HandlerTypeError(f"the coroutine handler {name} returned {type(value).__name__}, which cannot be awaited")
 
@@ -467,25 +470,30 @@ def _as_coroutine(value: Any, name: str) -> Any:
 @types.coroutine
 def _rest(slot: Slot, context: Context, yielded: Any) -> Generator[Any, Any, Any]:
     """Go on with a coroutine that has suspended: every step and every exception within its delivery's context."""
-    run = context.run
-    coroutine = slot.coroutine
-    while True:
-        try:
-            argument = yield yielded
-            go_on: Callable[[Any], Any] = coroutine.send
-        except GeneratorExit:
-            slot.closing = True  # the loop was closed, and this task is being collected
-            run(coroutine.close)
-            raise
-        except BaseException as error:
-            argument = error
-            go_on = coroutine.throw
-        try:
-            yielded = run(go_on, argument)
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            argument = None
+    run: Any = context.run
+    coroutine: Any = slot.coroutine
+    argument: Any
+    go_on: Any
+    try:
+        while True:
+            try:
+                argument = yield yielded
+                go_on = coroutine.send
+            except GeneratorExit:
+                slot.closing = True  # the loop was closed, and this task is being collected
+                run(coroutine.close)
+                raise
+            except BaseException as error:
+                argument = error
+                go_on = coroutine.throw
+            try:
+                yielded = run(go_on, argument)
+            except StopIteration as stop:
+                return stop.value
+    finally:
+        # An error's traceback holds its frames, they hold this one, and the context leads to the error: no cycle (G18).
+        del run, context, coroutine
+        argument = go_on = yielded = None
 
 
 @types.coroutine
@@ -503,7 +511,8 @@ def _strip(error: BaseException) -> BaseException:
 
 
 _Task: Any = asyncio.Task
-_OWN = (Slot.run.__code__, _enter.__code__, _rest.__code__)  # type: ignore[attr-defined]
+_Native: Any = types.CoroutineType
+_OWN = (Slot.run.__code__, _enter.__code__, _rest.__code__)
 
 
 def executor_of(engine: Engine, loop: AbstractEventLoop) -> LoopExecutor:

@@ -27,7 +27,7 @@ F = TypeVar("F", bound="Callable[..., Any]")
 class Scope(ScopeCore):
     """A set of registrations that end together. Made by ``bus.scope()`` and ``bus.register(obj)``; safe in any thread.
 
-    Leaving ``async with`` cancels all of them and waits for calls that have begun; leaving a plain ``with`` cancels them.
+    Leaving ``async with`` cancels all of them and waits for calls that have begun; a plain ``with`` cancels them.
     """
 
     __slots__ = ("_bus",)

@@ -81,9 +81,9 @@ class BaseService(ServiceCore):
     def start(self) -> Acted[None]:
         """Start it, now: STARTING, ``_start()``, RUNNING. Idempotent; callers at the same time share one start.
 
-        It goes on in a task of its own, also if what is returned is dropped, or its await cancelled. Where no loop runs
-        it begins when it is awaited. The await returns once the status events have been handled, after 1 s at the
-        latest, at once inside a handler of them.
+        It goes on in a task of its own, also if what is returned is dropped, or its await cancelled. Called where no
+        loop runs, it begins on the loop of an earlier start, or else when it is awaited. The await returns once the
+        status events have been handled, after 1 s at the latest, at once inside a handler of them.
 
         Raises:
             Exception: When awaited: what ``_start`` raised; the status is ERROR then, and nothing is left subscribed.
@@ -134,7 +134,8 @@ class BaseService(ServiceCore):
         ``async def`` in a task on the service's loop."""
 
     def _begin(self, flow: Flow[None], what: str) -> Acted[None]:
-        return begin_flow(self.event_bus._binding, self._at_home(flow), f"the {what} of the service {self.name!r}")
+        name = f"the {what} of the service {self.name!r}"
+        return begin_flow(self.event_bus._binding, self._at_home(flow), name, self._home)
 
     def _at_home(self, flow: Flow[None]) -> Flow[None]:
         """Note the loop on which it runs."""
@@ -164,7 +165,7 @@ class BaseService(ServiceCore):
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
         running = Running(self._lifecycle.engine, make(), f"the restart of the service {self.name!r}")
-        self._in_loop(running.begin)
+        self._in_loop(running.begin_there)
 
     def _in_loop(self, work: Callable[[], None]) -> None:
         home = self._home

@@ -87,7 +87,7 @@ def end_of(handle: Handle, binding: Binding, wait: bool, timeout: float | None, 
     waiter = engine.quiet_waiter(box, actor()) if wait or drain else None
 
     async def quiet() -> bool:
-        if waiter is not None and not await Waiting[bool](engine, again(waiter), timeout):
+        if waiter is not None and not await Waiting(engine, again(waiter), timeout):
             raise EventTimeoutError(f"after {timeout:g} s the handler of subscription {handle.name} still runs")
         return ended
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from eventbus import SubscriptionStats
+from eventbus import Event, SubscriptionStats
 from eventbus.__main__ import main
 from eventbus_async._demo import figures
 from eventbus_async._demo.events import Cpu, Disk, Memory, Network, size
 from eventbus_async._demo.figures import FigureError
 from eventbus_async._demo.summary import Check, accounted
+from eventbus_async._demo.writer import Writer
 
 LIMIT = 40
 ALARMS = ("--space-alarm", "0", "--cpu-alarm", "100", "--memory-alarm", "100")  # one for certain, the others never
@@ -216,6 +217,30 @@ def test_a_reader_that_goes_away_ends_the_demo_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(LIMIT) == 1
+
+
+def test_an_event_that_is_lost_makes_the_demo_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G3: the demo's own counts would show it; here the writer hides one line."""
+    write = Writer.write
+    hidden: list[Event] = []
+
+    def hide_one(self: Writer, event: Event) -> None:
+        if hidden:
+            write(self, event)
+        else:
+            hidden.append(event)
+
+    monkeypatch.setattr(Writer, "write", hide_one)
+    assert main(["demo", "--seconds", "0.3"]) == 1
+    told = capsys.readouterr().out
+    assert "WRONG: lines in the file: " in told
+    assert "every delivery is accounted for" not in told
+
+    monkeypatch.undo()
+    assert main(["demo", "--seconds", "0.3"]) == 0
+    assert "every delivery is accounted for" in capsys.readouterr().out
 
 
 def test_a_sum_that_fails_is_seen() -> None:

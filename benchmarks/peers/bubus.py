@@ -22,7 +22,7 @@ class Created(BaseEvent[None]):
     number: int
 
 
-@offers("bubus", PEER, "one loop and its thread only; no threads, mailboxes, back-pressure or patterns", share=0.01)
+@offers("bubus", PEER, "one loop and its thread only; no threads, mailboxes, back-pressure or patterns", share=0.02)
 @asynccontextmanager
 async def on_loop(handler: Callable[[Any], Awaitable[object]]) -> AsyncIterator[Callable[[Any], Awaitable[object]]]:
     bus = EventBus()

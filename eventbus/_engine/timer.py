@@ -70,8 +70,9 @@ class Timer:
     def stop(self) -> None:
         """In a step: the thread ends as soon as it can."""
         self._heap.clear()
+        if self.ident:
+            self._until = -1.0  # also for one that is being started
         if self.ident > 0:
-            self._until = -1.0
             self._monitor.after.append(self._sleeper.wake)
 
     def _start(self) -> None:

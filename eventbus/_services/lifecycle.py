@@ -96,7 +96,7 @@ class Lifecycle:
         self.scope.end()
         self._up = False  # _start has succeeded, and _stop has not been called since
         self._outbox: deque[Change] = deque()
-        self._publishing = False
+        self._publishing = ""  # the process (a bus's uid) in which somebody is at it
         self._readers: list[Waiter] = []  # waits for changes to be published
         self._due: object = None  # the restart that is planned
         self._attempt = 0
@@ -140,7 +140,6 @@ class Lifecycle:
 
     def _starting(self, turn: Turn) -> Flow[None]:
         self._attempt = 0
-        self._due = None
         yield from self._bring_up(turn)
 
     def _bring_up(self, turn: Turn) -> Flow[None]:
@@ -170,7 +169,6 @@ class Lifecycle:
         self.engine.look(self._degrade)
 
     def _stopping(self, turn: Turn) -> Flow[None]:
-        self._due = None
         self._change(turn, ServiceStatus.STOPPING)
         self._publish()
         try:
@@ -190,7 +188,6 @@ class Lifecycle:
         self._change(turn, ServiceStatus.STOPPED)
 
     def _restarting(self, turn: Turn) -> Flow[None]:
-        self._due = None
         yield from self._withdraw()
         if self._up:
             yield from self._take_down()
@@ -204,7 +201,8 @@ class Lifecycle:
         """The flow of one restart; nobody waits for it, so its error is logged."""
 
         def needed() -> bool:
-            return self._due is due and self.engine.state == OPEN
+            failing = self.status in (ServiceStatus.DEGRADED, ServiceStatus.ERROR)
+            return self._due is due and failing and self.engine.state == OPEN
 
         ended = yield from self.turns.run("restart", needed, self._restarting)
         self._publish()
@@ -267,6 +265,8 @@ class Lifecycle:
         self.status = status
         if status is ServiceStatus.STARTING:
             self.errors = 0
+        if status in (ServiceStatus.STARTING, ServiceStatus.STOPPING):
+            self._due = None
         change = Change(status, message)
         self._outbox.append(change)
         return change
@@ -297,15 +297,15 @@ class Lifecycle:
         return self.engine.emit(Receipt, STATUS_TOPIC, payload, own=True)
 
     def _next_change(self) -> Change | None:
-        if self._publishing or not self._outbox:
+        if self._publishing == self.engine.uid or not self._outbox:
             return None
-        self._publishing = True
+        self._publishing = self.engine.uid
         return self._outbox.popleft()
 
     def _published(self, change: Change) -> None:
         if not change.published:
             change.published = True
-            self._publishing = False
+            self._publishing = ""
             notify(self.engine, self._readers)
 
     def _settle(self, changes: list[Change], caller: list[Delivery]) -> Flow[None]:

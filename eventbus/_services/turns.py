@@ -30,10 +30,11 @@ __all__ = ["Turn", "Turns", "callers"]
 class Turn:
     """One start, stop or restart in progress."""
 
-    __slots__ = ("changes", "error", "inside", "kind", "over")
+    __slots__ = ("changes", "error", "inside", "kind", "over", "uid")
 
-    def __init__(self, kind: str, inside: list[Delivery]) -> None:
+    def __init__(self, kind: str, inside: list[Delivery], uid: str) -> None:
         self.kind = kind
+        self.uid = uid  # of the process that it belongs to: a forked child has cut it off
         self.inside = inside  # the handlers that it was called in
         self.changes: list[Any] = []  # what the flow has told the world, to be settled before its callers return
         self.error: BaseException | None = None
@@ -138,14 +139,15 @@ class Turns:
 
     def _depart(self, inside: list[Delivery]) -> None:
         for each in inside:
-            self.inside.remove(each)
+            if each in self.inside:
+                self.inside.remove(each)
 
     def _take(self, kind: str, needed: Callable[[], bool], inside: list[Delivery]) -> tuple[Turn | None, bool]:
-        if self.turn is not None:
+        if self.turn is not None and self.turn.uid == self.engine.uid:
             return self.turn, False
         if not needed():
             return None, False
-        self.turn = Turn(kind, inside)
+        self.turn = Turn(kind, inside, self.engine.uid)
         return self.turn, True
 
     def _leave(self, turn: Turn) -> None:

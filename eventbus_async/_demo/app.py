@@ -9,12 +9,12 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from eventbus_async import AsyncEventBus
+from eventbus_async import AsyncEventBus, ServiceGroup
 
 from .figures import all_sources
 from .samplers import Sampler
@@ -24,7 +24,7 @@ from .table import Screen, brief_line, live_lines
 from .writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator
 
     from eventbus import HandlerError
 
@@ -97,47 +97,23 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
 
     stop = threading.Event()
     samplers = [Sampler(core, each, settings.interval, stop) for each in all_sources(writer.path.parent)]
-    services = (board := Board(bus)), (aggregator := Aggregator(bus)), (thresholds := Thresholds(bus, settings.limits))
+    board, aggregator, thresholds = Board(bus), Aggregator(bus), Thresholds(bus, settings.limits)
     began = time.monotonic()
     with signals(interrupt):
         async with bus:
             # First of all, so that it hears everything: on the core's face, where blocking is allowed.
             file = core.on("**", writer.write, name="writer")
-            for service in services:
-                await service.start()
-            handles = core.subscriptions()
-            names = {each.id: each.name for each in handles}
-            for sampler in samplers:
-                sampler.start()
-
-            end, drawn = began + settings.seconds, (began, 0)
-            while (left := end - time.monotonic()) > 0 and not over.is_set():
-                if screen is not None:
-                    now, stats = time.monotonic(), bus.stats()
-                    rate = (stats.totals.deliveries - drawn[1]) / max(now - drawn[0], 1e-9)
-                    drawn = (now, stats.totals.deliveries)
-                    screen.draw(
-                        live_lines(now - began, settings.seconds, stats, rate, names, board),
-                        brief_line(now - began, settings.seconds, stats, rate),
-                    )
-                pause = REDRAW if screen is not None and screen.live else REPORT
+            async with ServiceGroup({board: [], aggregator: [board], thresholds: [board]}):
+                handles = core.subscriptions()
+                # The end goes from the sources on: samplers, what is on its way, the services, the bus.
+                async with sampling(samplers, stop):
+                    await look_on(bus, board, settings.seconds, screen, over)
+                seconds = time.monotonic() - began
                 try:
-                    await asyncio.wait_for(over.wait(), min(pause, left))
-                except TimeoutError:
-                    pass
-            seconds = time.monotonic() - began
-
-            # Sources first, then what is on its way, then the services, then the bus.
-            stop.set()
-            for sampler in samplers:
-                await asyncio.to_thread(sampler.join)
-            try:
-                await bus.drain(DRAIN)
-            except TimeoutError as error:
-                errors.append(str(error))
-            latencies = [each.stats() for each in handles]  # an ended subscription keeps its counts alone
-            for service in reversed(services):
-                await service.stop()
+                    await bus.drain(DRAIN)
+                except TimeoutError as error:
+                    errors.append(str(error))
+                latencies = [each.stats() for each in handles]  # an ended subscription keeps its counts alone
             report = await bus.close(DRAIN)
 
     emitted: dict[str, int] = {}
@@ -151,6 +127,41 @@ async def watch(settings: Settings, writer: Writer, screen: Screen | None) -> Su
     ]
     checks = make_checks(stats, rows, emitted, (file.stats(), writer.lines))
     return Summary(seconds, ended_by, stats, rows, checks, report, board, writer, errors)
+
+
+async def look_on(bus: AsyncEventBus, board: Board, seconds: float, screen: Screen | None, over: asyncio.Event) -> None:
+    """Show what goes on until the time is up or it is over."""
+    names = {each.id: each.name for each in bus.subscriptions()}
+    began = before = time.monotonic()
+    deliveries = 0
+    while (left := began + seconds - time.monotonic()) > 0 and not over.is_set():
+        if screen is not None:
+            now, stats = time.monotonic(), bus.stats()
+            rate = (stats.totals.deliveries - deliveries) / max(now - before, 1e-9)
+            before, deliveries = now, stats.totals.deliveries
+            screen.draw(
+                live_lines(now - began, seconds, stats, rate, names, board),
+                brief_line(now - began, seconds, stats, rate),
+            )
+        pause = REDRAW if screen is not None and screen.live else REPORT
+        try:
+            await asyncio.wait_for(over.wait(), min(pause, left))
+        except TimeoutError:
+            pass
+
+
+@asynccontextmanager
+async def sampling(samplers: list[Sampler], stop: threading.Event) -> AsyncGenerator[None, None]:
+    """The samplers run for as long as this lasts; the loop is not blocked while it waits for them."""
+    try:
+        for sampler in samplers:
+            sampler.start()
+        yield
+    finally:
+        stop.set()
+        for sampler in samplers:
+            if sampler.ident is not None:
+                await asyncio.to_thread(sampler.join, DRAIN)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from eventbus import BusClosedError
+
 from .events import UNAVAILABLE, Unavailable
 from .figures import FigureError
 
@@ -42,6 +44,8 @@ class Sampler(threading.Thread):
         except FigureError as error:
             self._bus.emit(UNAVAILABLE, Unavailable(figure=topic.name, reason=str(error)))
             self._count(UNAVAILABLE.name)
+        except BusClosedError:
+            pass  # the demo was cut short
 
     def _count(self, topic: str) -> None:
         self.emitted[topic] = self.emitted.get(topic, 0) + 1

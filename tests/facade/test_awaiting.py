@@ -10,8 +10,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from loops import AsyncGate, LoopThread, others, passes, run, until
 from kit import BOUND, Gate, settled
+from loops import AsyncGate, LoopThread, others, passes, run, until
 
 import eventbus
 from eventbus import DeadlockError, EventTimeoutError, MailboxFullError, NoHandlerError, NotRegisteredError, Status

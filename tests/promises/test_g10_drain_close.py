@@ -21,7 +21,7 @@ import pytest
 from kit import BOUND, Gate, Log, Team, dies, settled, sleeps, soon, threads_of
 
 from eventbus import BusClosedError, CloseReport, EventBus, EventTimeoutError, Receipt, Status
-from eventbus._engine import dispatcher, timer
+from eventbus._engine import dispatcher, primitives, timer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -466,6 +466,25 @@ class TestClosed:
             assert bus.close(BOUND) == CloseReport()
             soon(lambda: not threads_of("ends"), "the end of the threads")  # one may have been about to begin
             assert time.monotonic() - begun < 0.9  # a worker that was not woken is waited for a second
+
+    def test_g10_a_thread_that_is_being_started_ends_at_once_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The timer's, asked for before the close, begins only after it: it must not stay for want of a wake-up."""
+        monkeypatch.setattr(timer, "LINGER", 60.0)
+        start = primitives.start_thread
+
+        def start_late(target: Callable[[], None], name: str) -> threading.Thread:
+            def late() -> None:
+                soon(lambda: " closed" in repr(bus))
+                target()
+
+            return start(late if name.endswith("-timer") else target, name)
+
+        monkeypatch.setattr(primitives, "start_thread", start_late)
+        bus = EventBus("late")
+        bus.on("a", lambda n: n, timeout=30.0)
+        bus.emit("a", 1).wait(BOUND)
+        assert bus.close(BOUND) == CloseReport()
+        soon(lambda: not threads_of("late"), "the end of the threads")
 
     def test_g10_a_bus_that_was_never_used_closes_without_ever_having_a_thread(self) -> None:
         bus = EventBus("unused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -696,6 +697,39 @@ def test_delays_double_and_are_bounded() -> None:
     assert rule.delay(10_000) == 60.0
     jittered = Restart(backoff=1.0, jitter=0.5)
     assert all(1.0 <= jittered.delay(1) <= 1.5 for _ in range(100))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_can_stop_and_start_it(bus: EventBus) -> None:
+    """G11: also if the parent was in the midst of a start, which the child has cut off."""
+    from eventbus import BaseService
+
+    with Gate() as gate:
+
+        class Made(BaseService):
+            def _start(self) -> None:
+                self.subscribe("t", listen)
+                if os.getpid() == parent:
+                    gate(None)
+
+        parent = os.getpid()
+        service = Made(bus)
+        with Team() as team:
+            team.add(service.start)
+            team.go()
+            gate.entered()
+            child = os.fork()
+            if child == 0:
+                try:
+                    service.start()
+                    good = bus.emit("t", 1).wait(BOUND).results()[-1:] == [1] and service.status == "running"
+                    service.stop()
+                    os._exit(0 if good and service.status == "stopped" else 1)
+                finally:
+                    os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            gate.open()
+    assert service.status == "running"
 
 
 # Groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 import weakref
@@ -499,6 +500,30 @@ def test_a_handler_may_wait_with_it(bus: EventBus) -> None:
         asked = bus.emit("ask")
         bus.emit("go")
         assert asked.wait(BOUND).results() == [42]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_records_anew(bus: EventBus) -> None:
+    """G11: what the parent recorded and waits for is the parent's."""
+    from eventbus import EventSynchronizer
+
+    with EventSynchronizer(bus) as sync, Team() as team:
+        team.add(sync.wait_for_event, "b")
+        team.go()
+        soon(lambda: waiting(sync) == 1)
+        bus.emit("a", 1)
+        child = os.fork()
+        if child == 0:
+            try:
+                good = sync.get_events() == []
+                bus.emit("b", 2)
+                os._exit(0 if good and sync.wait_for_event("b", timeout=BOUND) == 2 else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert [event.payload for event in sync.get_events()] == [1]
+        bus.emit("b", 3)
+    assert team.results == [3]
 
 
 @pytest.mark.parametrize(
