@@ -142,7 +142,9 @@ class Worker:
         if self.waits == 1:
             pool = self.pool
             pool.threads -= 1
-            if not self.blocked:
+            if self.blocked:
+                pool.retry()  # its slot is given up already, but only now may another thread take its place
+            else:
                 pool.yield_slot()
 
     def exit_wait(self) -> None:
@@ -396,15 +398,15 @@ class Dispatcher(Executor):
         self.engine.monitor.after.extend([self._start] * self.starting)
         self.engine.monitor.after.extend(worker.sleeper.wake for worker in busy if worker.delivery is None)
         super().mend(boxes)
-        self._retry()
+        self.retry()
 
     def _not_started(self, worker: Worker) -> None:
         self.alive.discard(worker)
         self.threads -= 1
         self.computing -= 1
-        self.engine.timer.at(RETRY_SECONDS, self._retry)
+        self.engine.timer.at(RETRY_SECONDS, self.retry)
 
-    def _retry(self) -> None:
+    def retry(self) -> None:
         if self.ready and self.computing < self.limit:
             self.computing += 1
             self.rouse()
@@ -414,7 +416,7 @@ class Dispatcher(Executor):
         monitor = self.engine.monitor
         if not self.ready or self.computing:
             return
-        monitor.run(self._retry)
+        monitor.run(self.retry)
         if monitor.run(self._hopeless):
             raise DispatcherError(
                 "no thread can be started for the deliveries that this wait depends on; free some threads of the"

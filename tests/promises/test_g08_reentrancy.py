@@ -191,6 +191,19 @@ class TestThePool:
             assert answer.active
             bus.drain(BOUND)
 
+    def test_g8_a_worker_that_was_seen_blocking_before_it_waits_starves_nobody(self) -> None:
+        """The watch has given its slot away, but with one thread nobody could take it before it waits."""
+        with EventBus("seen", workers=1, max_workers=1) as bus:
+            bus.on("b", lambda _: "b")
+
+            def handler(_: Any) -> Any:
+                first = bus.emit("b")
+                soon(lambda: bus.stats().pool.blocked == 1, "the watch")
+                return first.wait(BOUND).results()
+
+            bus.on("a", handler)
+            assert bus.emit("a").wait(BOUND).results() == [["b"]]
+
     def test_g8_a_waiting_worker_counts_neither_against_workers_nor_against_max_workers(self) -> None:
         with EventBus("counts", workers=1, max_workers=1) as bus:
             inside: list[Any] = []
