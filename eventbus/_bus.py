@@ -335,7 +335,7 @@ class EventBus:
         """
         if isinstance(topic, Handle):
             return int(self._engine.cancel(topic._box))
-        boxes = self._matching(topic, handler)
+        boxes = [box for box in self._matching(topic, handler) if not (box.raw and box.observer)]
         if not boxes:
             raise NotRegisteredError(
                 f"no subscription of {topic!r} matches{'' if handler is default else f' {handler!r}'}; subscriptions()"

@@ -63,6 +63,7 @@ class BaseService(ServiceCore):
         'hello world'
     """
 
+    _blocking = False  # start and stop run in tasks of their own
     event_bus: AsyncEventBus
 
     @overload

@@ -115,7 +115,7 @@ class GroupCore(Generic[S]):
         if not self._after:
             return
         if self._turns is None:
-            self._turns = Turns(next(iter(self._after))._lifecycle.engine, "the group")
+            self._turns = Turns(next(iter(self._after))._lifecycle.engine, "the group", self._kind._blocking)
         ended = yield from self._turns.run(kind, lambda: True, work)
         if ended is not None:
             turn, mine = ended

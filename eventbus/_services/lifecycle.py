@@ -82,7 +82,7 @@ class Lifecycle:
     """Status, subscriptions and flows of one service."""
 
     def __init__(
-        self, name: str, engine: Engine, hooks: Hooks, error_limit: int | None, restart: Restart | None
+        self, name: str, engine: Engine, hooks: Hooks, error_limit: int | None, restart: Restart | None, blocking: bool
     ) -> None:
         self.name = name
         self.engine = engine
@@ -91,7 +91,7 @@ class Lifecycle:
         self.restart_rule = restart
         self.status = ServiceStatus.INITIALIZING
         self.errors = 0  # of handlers, since the last STARTING
-        self.turns = Turns(engine, f"the service {name!r}")
+        self.turns = Turns(engine, f"the service {name!r}", blocking)
         self.scope = ScopeCore()
         self.scope.end()
         self._up = False  # _start has succeeded, and _stop has not been called since

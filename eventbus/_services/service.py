@@ -38,6 +38,7 @@ class ServiceCore:
         event_bus: The bus.
     """
 
+    _blocking: ClassVar[bool] = True
     error_limit: ClassVar[int | None] = None
     restart: ClassVar[Restart | None] = None
 
@@ -56,7 +57,7 @@ class ServiceCore:
         self.name: str = found_name
         self._given_bus = found_bus
         hooks = Hooks(self._start, self._stop, self._told_of_error, self._subscribe_marked, self._launch)
-        self._lifecycle = Lifecycle(found_name, core_of(found_bus)._engine, hooks, error_limit, restart)
+        self._lifecycle = Lifecycle(found_name, core_of(found_bus)._engine, hooks, error_limit, restart, self._blocking)
 
     @property
     def status(self) -> ServiceStatus:

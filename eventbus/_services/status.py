@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,5 +58,7 @@ class Restart:
 
     def delay(self, attempt: int) -> float:
         """Seconds before the attempt of that number, the first being 1."""
+        from random import random  # not with `import eventbus`: it costs more than all of this module
+
         plain: float = min(LONGEST_BACKOFF, self.backoff * 2.0 ** min(attempt - 1, 64))
-        return plain * (1.0 + self.jitter * random.random())
+        return plain * (1.0 + self.jitter * random())

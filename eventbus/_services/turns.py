@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._engine import primitives
 from .._engine.delivery import running_here, stack_of
 from .._engine.flow import Pause
-from .._engine.waits import LENIENT, Waiter, notify
+from .._engine.waits import ALL, Waiter, notify
 from .._errors import ServiceError
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ def callers() -> list[Delivery]:
 class Turns:
     """The flows of one service or group."""
 
-    __slots__ = ("engine", "inside", "name", "quiet", "turn", "waiters")
+    __slots__ = ("blocking", "engine", "inside", "name", "quiet", "turn", "waiters")
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, blocking: bool) -> None:
         self.engine = engine
         self.name = name
+        self.blocking = blocking  # flows run in the caller's thread, not in a task of their own
         self.turn: Turn | None = None
         self.waiters: list[Waiter] = []
         self.inside: list[Delivery] = []  # whose handlers are in a call of this service's start or stop
@@ -164,4 +165,7 @@ class Turns:
             elif waiter in self.waiters:
                 self.waiters.remove(waiter)
 
-        return Waiter(f"the {turn.kind} of {self.name}", lambda: turn.over, enlist, LENIENT, list)
+        def targets() -> list[Delivery]:
+            return turn.inside if self.blocking else []
+
+        return Waiter(f"the {turn.kind} of {self.name}", lambda: turn.over, enlist, ALL, targets)

@@ -297,8 +297,8 @@ def test_cancelling_an_await_of_start_cancels_that_wait_alone() -> None:
         async with AsyncEventBus() as bus:
             service = Echo(bus)
             service.gate = AsyncGate()
-            first = asyncio.create_task(service.start())  # type: ignore[arg-type]
-            second = asyncio.create_task(service.start())  # type: ignore[arg-type]
+            first = asyncio.create_task(service.start())
+            second = asyncio.create_task(service.start())
             await until(lambda: service.gate.inside)  # type: ignore[union-attr]
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -338,12 +338,12 @@ def test_a_service_is_started_where_no_loop_runs_yet() -> None:
     bus = AsyncEventBus()
     service = Echo(bus)
     for _ in range(2):
-        asyncio.run(service.start())  # type: ignore[arg-type]
+        asyncio.run(service.start())
         assert service.status is ServiceStatus.RUNNING
-        asyncio.run(service.stop())  # type: ignore[arg-type]
+        asyncio.run(service.stop())
         assert service.status is ServiceStatus.STOPPED
     assert service.calls == ["_start", "started", "_stop"] * 2
-    asyncio.run(bus.close())  # type: ignore[arg-type]
+    asyncio.run(bus.close())
 
 
 def test_stop_acts_at_the_call_in_any_thread() -> None:
@@ -413,6 +413,24 @@ def test_its_own_coroutine_handler_may_stop_it() -> None:
     run(main())
 
 
+def test_a_handler_may_drop_a_start_and_await_a_stop() -> None:
+    """G8: no cycle, for the start does not run in the handler's task."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            service = Echo(bus)
+
+            async def both(payload: Any) -> None:
+                service.start()
+                await service.stop()
+
+            bus.on("both", both)
+            (await bus.emit("both")).raise_for_errors()
+            assert service.calls == ["_start", "started", "_stop"]
+
+    run(main())
+
+
 def test_stop_waits_for_its_coroutine_handlers() -> None:
     """G2."""
 
@@ -428,7 +446,7 @@ def test_stop_waits_for_its_coroutine_handlers() -> None:
             await service.start()
             bus.emit("t", 1)
             await until(lambda: gate.inside)
-            stop = asyncio.create_task(service.stop())  # type: ignore[arg-type]
+            stop = asyncio.create_task(service.stop())
             await passes()
             assert service.status is ServiceStatus.STOPPING
             gate.open()
@@ -588,7 +606,7 @@ def test_a_start_that_its_loop_cancels_is_an_error_and_leaves_nothing() -> None:
         service = Echo(bus)
         service.gate = AsyncGate()
         start = service.start()
-        waiter = asyncio.create_task(start)  # type: ignore[arg-type]
+        waiter = asyncio.create_task(start)
         await until(lambda: service.gate.inside)  # type: ignore[union-attr]
         for task in others() - {waiter}:
             if "start of the service" in task.get_name():

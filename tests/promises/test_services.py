@@ -543,6 +543,40 @@ def test_stops_that_wait_for_each_other_s_handlers_are_a_deadlock_error(bus: Eve
     assert sum(isinstance(outcome.error, DeadlockError) for outcome in outcomes) == 1
 
 
+@pytest.mark.parametrize("first", ["start", "stop"])
+def test_a_hook_that_waits_for_a_handler_that_waits_for_the_hook_is_a_deadlock_error(bus: EventBus, first: str) -> None:
+    """G8: whichever of the two waits comes last raises."""
+    from eventbus import BaseService, DeadlockError
+
+    asked = threading.Event()
+    service: Any = None
+
+    class Made(BaseService):
+        def _start(self) -> None:
+            receipt = bus.emit("ask")
+            if first == "stop":
+                soon(lambda: self._lifecycle.turns.waiters)  # the handler waits already
+            else:
+                asked.set()
+            receipt.wait(BOUND).raise_for_errors()
+
+    def ask(payload: Any) -> None:
+        if first == "start":
+            assert asked.wait(BOUND)
+            soon(lambda: bus.stats().pool.waiting)  # the hook waits already
+        service.stop()
+
+    service = Made(bus)
+    bus.on("ask", ask)
+    bus.on("go", lambda payload: service.start())
+    error = bus.emit("go").wait(BOUND).outcomes[0].error
+    if isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, DeadlockError)
+    bus.drain(BOUND)
+    assert service.status in ("error", "stopped")
+
+
 def test_calls_within_its_own_hooks(face: Face) -> None:
     """``start`` within ``_start`` is under way already; ``stop`` there would wait for itself."""
     errors: list[str] = []

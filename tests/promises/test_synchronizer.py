@@ -20,6 +20,7 @@ from eventbus import (
     EventBus,
     EventBusError,
     EventTimeoutError,
+    NotRegisteredError,
     OptionError,
     OptionTypeError,
     Topic,
@@ -382,6 +383,8 @@ def test_it_stands_on_no_receipt_and_needs_no_thread(face: Face, sync: Any) -> N
 def test_it_survives_remove_all_listeners(face: Face, sync: Any) -> None:
     face.core.remove_all_listeners()
     face.core.remove_all_listeners("**")
+    with pytest.raises(NotRegisteredError):
+        face.core.off("**")
     face.core.emit("a", 1)
     assert face.do(sync.wait_for_event, "a", timeout=0) == 1
 
