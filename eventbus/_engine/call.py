@@ -26,7 +26,6 @@ __all__ = ["argument", "call", "call_inline", "context_of", "judge"]
 
 log = logging.getLogger("eventbus")
 
-DELIVERED = Status.DELIVERED
 Result = tuple[Status, Any, "BaseException | None", float]
 
 
@@ -54,9 +53,7 @@ def context_of(delivery: Delivery) -> Context:
     context = delivery.receipt._context
     if context is None:
         raise TooLate
-    own = context.copy()
-    delivery.context = own
-    return own
+    return context.copy()
 
 
 def enter(delivery: Delivery) -> Any:

@@ -22,8 +22,9 @@ from .._errors import DispatcherError
 from .._values.payload import PLAIN, to_plain
 from .._values.stats import PoolStats
 from . import primitives
-from .call import DELIVERED, TooLate, call, enter_converting, enter_plain, judge, own_code, strip
-from .delivery import RUNNING, SETTLED, running_here
+from .call import TooLate, call, enter_converting, enter_plain, judge, own_code, strip
+from .delivery import RUNNING, running_here
+from .turn import REFUSED, turn
 from .waits import notify
 
 if TYPE_CHECKING:
@@ -122,13 +123,14 @@ class Executor:
 class Worker:
     """One thread of the pool."""
 
-    __slots__ = ("begun", "blocked", "cell", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
+    __slots__ = ("actor", "begun", "blocked", "cell", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
 
     def __init__(self, pool: Dispatcher) -> None:
         self.pool = pool
         self.sleeper = primitives.Sleeper()
         self.thread: threading.Thread | None = None
         self.delivery: Delivery | None = None
+        self.actor = 0  # the ident of its thread
         self.begun = False
         self.cell: list[Any] = [None]  # what its mailbox is running while it flows
         self.claims = 0
@@ -213,25 +215,19 @@ class Worker:
     def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
         """Run the deliveries of a mailbox, one after another, without the lock; gives what to run after that.
 
-        Sections (see primitives.SECTIONS) settle one and claim the next; where more is to be done, a step does it.
+        A section settles one and claims the next, see :func:`turn`; where more is to be done, a step does it.
         """
         pool = self.pool
-        monitor = engine.monitor
-        step = monitor.run
+        step = engine.monitor.run
         monotonic = primitives.monotonic
         box = delivery.box
         spec = box.spec
         assert spec is not None
         function, convert, takes_event = spec.function, spec.convert, spec.takes_event
         as_is: frozenset[type] = PLAIN if convert is to_plain else _NONE
-        counts = box.counts
-        info = box.info
-        observer = box.observer
-        cell = self.cell
-        ident = primitives.get_ident()
-        delivery.actor = ident
+        delivery.actor = self.actor
         following: Delivery | None = None
-        payload = context = receipt = value = _gone = None
+        payload = context = receipt = value = None
         started = monotonic()
         until = started + SLICE_SECONDS
         try:
@@ -257,57 +253,8 @@ class Worker:
                 took = now - started
                 started = now
                 if value is None or type(value) in PLAIN or not isinstance(value, Awaitable):
-                    # Section: a delivery is settled, and the next is claimed. See primitives.SECTIONS.
-                    if not (
-                        monitor.busy
-                        or not box.flows
-                        or delivery.state is not RUNNING
-                        or receipt._waiters is not None
-                        or receipt._follows is not None
-                        or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))
-                        or self.blocked
-                        or receipt._mark
-                    ):
-                        delivery.status = DELIVERED
-                        delivery.value = value
-                        delivery.error = None
-                        delivery.duration = took
-                        delivery.info = info
-                        delivery.state = SETTLED
-                        counts[0] += 1
-                        epoch = delivery.epoch
-                        if epoch is not None:
-                            epoch.open -= 1
-                            delivery.epoch = None
-                        if observer:
-                            receipt._observers -= 1
-                        else:
-                            receipt._left -= 1
-                        if not receipt._left and not receipt._observers:
-                            _gone = receipt._event  # what it drops last may run a finalizer: outside of the section
-                            receipt._payload = receipt._context = receipt._event = receipt._engine = None
-                        delivery.seq = receipt._seq
-                        delivery.uid = receipt._uid
-                        delivery.lineage = receipt._lineage
-                        delivery.worker = delivery.actor = None
-                        delivery.receipt = delivery.box = None  # type: ignore[assignment]
-                        pending = box.pending
-                        if pending and now < until:
-                            following = pending[0]
-                            del pending[0]
-                            box.held -= 1
-                            following.state = RUNNING
-                            following.worker = self
-                            following.actor = ident
-                            cell[0] = following
-                            box.running = cell
-                            self.delivery = following
-                            self.claims += 1
-                        else:
-                            following = None
-                            box.running = ()
-                            self.delivery = None
-                        # End of section.
+                    following = turn(engine, self, delivery, receipt, box, value, took, now < until)
+                    if following is not REFUSED:
                         if following is None:
                             return step(pool.proceed, self, box)
                         delivery = following
@@ -318,8 +265,8 @@ class Worker:
                 return step(pool.advance, self, delivery, *result)
         finally:
             # A traceback may hold this frame, and the frame nothing that is settled (G18).
-            cell[0] = None
-            delivery = following = payload = context = receipt = value = _gone = result = None  # type: ignore[assignment]
+            self.cell[0] = None
+            delivery = following = payload = context = receipt = value = result = None  # type: ignore[assignment]
 
 
 class Dispatcher(Executor):
@@ -389,6 +336,7 @@ class Dispatcher(Executor):
     def begin(self, worker: Worker) -> bool:
         """In a step: a thread begins; False if it is not wanted any more."""
         worker.begun = True
+        worker.actor = primitives.get_ident()
         return worker in self.alive
 
     def mend(self, boxes: Iterable[Mailbox]) -> None:
