@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import counted, report
+from .figures import Spread
+from .goals import MET, NOT_MET, Verdict
 
 if TYPE_CHECKING:
     import argparse
@@ -188,15 +190,34 @@ def way_lines(document: dict[str, Any]) -> list[list[str]]:
 def feature_lines(document: dict[str, Any]) -> list[list[str]]:
     """What the features cost: used elsewhere on the bus, and used here."""
     lines: list[list[str]] = []
+    for way, feature, off in unused(document):
+        used = document["features"].get(f"{way}/{feature}/used")
+        on = "–" if used is None else f"{used['instructions'] / document['now'][way]['instructions'] - 1:+.1%}"
+        lines.append([way, feature, f"{off:+.1%}", MET if off < LIMIT else NOT_MET, on])
+    return lines
+
+
+def verdicts(kept: Path = KEPT) -> list[Verdict]:
+    """The goal that is counted and not timed, from the last counts that were kept: none where there are none."""
+    if not kept.exists():
+        return []
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    found: list[Verdict] = []
+    for way, feature, share in unused(document):
+        measured = Spread(100 * share, 100 * share, 100 * share)
+        text = f"{way}, {feature} not used: instructions added, %"
+        found.append(Verdict(text, measured, "plain", f"≤ {LIMIT:.0%}", MET if share < LIMIT else NOT_MET))
+    return found
+
+
+def unused(document: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """What a feature that is used elsewhere adds, as a share of the plain way's instructions."""
     for way in FEATURE_WAYS:
         plain = document["now"].get(way, {}).get("instructions")
         for feature in counted.FEATURES:
-            found = [document["features"].get(f"{way}/{feature}/{mode}") for mode in counted.MODES[1:]]
-            if plain is None or None in found:
-                continue
-            off, on = (each["instructions"] / plain - 1 for each in found)
-            lines.append([way, feature, f"{off:+.1%}", "met" if off < LIMIT else "not met", f"{on:+.1%}"])
-    return lines
+            each = document["features"].get(f"{way}/{feature}/elsewhere")
+            if plain and each is not None:
+                yield way, feature, each["instructions"] / plain - 1
 
 
 WAY_HEADINGS = [

@@ -181,6 +181,7 @@ GOALS = (
     Goal("idle latency to a thread, p50", slower_than("latency-thread", "SimpleQueue", "p50"), 2, False),
     Goal("idle latency to a thread, p99", slower_than("latency-thread", "SimpleQueue", "p99"), 3, False),
     Goal("idle latency to a loop, p50", slower_than("latency-loop", "call_soon_threadsafe", "p50"), 2, False),
+    Goal("idle latency to a loop, p99", slower_than("latency-loop", "call_soon_threadsafe", "p99"), 2, False),
     Goal("1 of 8 blocks: throughput that the others keep", value("one-blocks", "kept"), 80, True, unit="%"),
     Goal("1 of 8 blocks: median delay of the others", value("one-blocks", "delay"), 10, False, unit="ms"),
     *(
@@ -196,8 +197,8 @@ GOALS = (
         False,
         unit="µs",
     ),
-    Goal("memory of a subscription", value("memory-subscription", "bytes"), 1536, False, unit="bytes"),
-    Goal("memory of a pending event", value("memory-pending", "bytes"), 600, False, unit="bytes"),
+    Goal("memory of a subscription", value("memory-subscription", "memory"), 1536, False, unit="bytes"),
+    Goal("memory of a pending event", value("memory-pending", "memory"), 600, False, unit="bytes"),
     Goal("idle bus: processor time above none", above("idle", "no bus in use", "cpu"), 0.5, False, unit="ms/s"),
     Goal("idle bus: wake-ups above none", above("idle", "no bus in use", "switches"), 5, False, unit="/s"),
     Goal(
