@@ -1,9 +1,10 @@
 """What it must reach (issue 7), each goal computed from a run's results: met, met with its aim, or not met.
 
 The limits stand here as numbers because they are the goals; what was measured comes from the samples alone. Where the
-issue gives no number there is a tolerance for noise: "no CPU" is under 0.5 ms a second and 5 wake-ups a second more than
-a process that only sleeps. "Within 2 times" to a loop is asked of p50 and of p99. "Loop to thread alike" is judged against
-``run_in_executor``, that way's counterpart of ``run_coroutine_threadsafe``. "Not paid for" is judged by ``counts``.
+issue gives no number there is a tolerance for noise: "no CPU" is under 0.5 ms a second and 5 wake-ups a second more
+than a process that only sleeps. "Within 2 times" to a loop is asked of p50 and of p99. "Loop to thread alike" is judged
+against ``run_in_executor``, that way's counterpart of ``run_coroutine_threadsafe``. "Not paid for" is judged by
+``counts``.
 """
 
 from __future__ import annotations
