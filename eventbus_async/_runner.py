@@ -48,7 +48,7 @@ from ._bridge import Bridge
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
 
     from eventbus.lowlevel import Delivery, Engine, Mailbox
 
@@ -114,7 +114,7 @@ class LoopExecutor(Executor):
             return
         loop = self.loop()
         # Without a task this may be a signal handler in the loop's own sleep, which only a ring ends.
-        if loop is not None and primitives.running_loop() is loop and primitives.current_task() is not None:
+        if loop is not None and primitives.running_loop() is loop and asyncio.current_task(loop) is not None:
             if not self.scheduled:
                 self.ident = primitives.get_ident()
                 self.scheduled = True
@@ -135,15 +135,14 @@ class LoopExecutor(Executor):
     def eagerly(self) -> None:
         """On the loop, in a task that is about to wait: serve what is ready now, if it is not others' turn."""
         if self.eagers < EAGERS and self.spent - self.since < SLICE:
-            task = primitives.current_task()
+            task = asyncio.current_task()
             if task is not None:
                 self.eagers += 1
                 self._serve(task)
 
     def _serve(self, task: Any) -> None:
         """On the loop, in that task or none: run what is ready, under the identity of a slot's task."""
-        loop = self.loop()
-        assert loop is not None
+        loop = asyncio.get_running_loop()
         slot = self.parked
         if slot is None:
             slot = self.parked = self._make_slot(loop)
@@ -153,6 +152,9 @@ class LoopExecutor(Executor):
             _enter_task(loop, slot.task)
             try:
                 slot.drain(self.engine.monitor.run(self.start, slot))
+            except BaseException:
+                self.engine.look(self.recover, slot)
+                raise
             finally:
                 _leave_task(loop, slot.task)
         finally:
@@ -205,7 +207,23 @@ class LoopExecutor(Executor):
     ) -> Delivery | None:
         """In a step: a slot's call has ended; its next delivery, or None, and then it yields or ends."""
         slot.delivery = None
-        self.done(delivery, status, value, error, took)
+        box = delivery.box
+        if not (slot.suspended or slot.cancelled or self.ready) and box is not None and box.executor is self:  # pyright: ignore[reportUnnecessaryComparison]
+            # One mailbox alone has work, the common case: no queueing.
+            self.engine.complete(delivery, status, value, error, took)
+            if not self.ready and not box.queued and box.concurrency == 1 and self.spent - self.since <= SLICE:
+                following = box.claim()
+                if following is None:
+                    self.computing = 0
+                else:
+                    slot.delivery = following
+                    following.worker = slot
+                    if box.timeout is not None:
+                        self.engine.arm(following)
+                return following
+            self.requeue(box)
+        else:
+            self.done(delivery, status, value, error, took)
         suspended, slot.suspended = slot.suspended, False
         if slot.cancelled > slot.ours:
             if not suspended or self.roused or not self.computing:
@@ -227,13 +245,36 @@ class LoopExecutor(Executor):
     def done(self, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float) -> None:
         box = delivery.box
         self.engine.complete(delivery, status, value, error, took)
-        # It may have been bound to another loop, or ended, while the call went on.
-        if box is not None and not box.queued and box.executor is not None and box.claimable():  # pyright: ignore[reportUnnecessaryComparison]
+        self.requeue(box)
+
+    def requeue(self, box: Mailbox | None) -> None:
+        """In a step: a call of that mailbox has ended; it may have been bound to another loop, or ended, meanwhile."""
+        if box is not None and not box.queued and box.executor is not None and box.claimable():
             box.queued = True
             if box.executor is self:
                 self.ready.append(box)
             else:
                 box.executor.push(box)
+
+    def mend(self, boxes: Iterable[Mailbox]) -> None:
+        super().mend(boxes)
+        if self.ready and not self.paused:
+            # Who claims may be lost; that there are two for a moment does no harm.
+            self.computing = 1
+            self.rouse()
+
+    def recover(self, slot: Slot) -> None:
+        """In a step, after a signal handler has raised in the midst of a slot's work: cancel what it was at."""
+        delivery, slot.delivery = slot.delivery, None
+        if delivery is not None:
+            box = delivery.box
+            self.engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
+            self.requeue(box)
+        slot.suspended = slot.yielding = False
+        self.computing = 0
+        if self.ready:
+            self.computing = 1
+            self.rouse()
 
     def pause(self) -> None:
         """In a step, on the loop: the task of the slot that claims was cancelled, perhaps because the loop ends."""
@@ -448,6 +489,10 @@ class Slot:
         except asyncio.CancelledError:
             # Between two handlers; during one it is the handler's.
             step(executor.halt, self)
+        except BaseException:
+            if not self.closing:
+                executor.engine.look(executor.recover, self)
+            raise
         finally:
             if executor.parked is self:
                 executor.parked = None
