@@ -33,6 +33,7 @@ from eventbus.lowlevel import (
     ACTIVE,
     CLOSED,
     ENDED,
+    RUNNING,
     SETTLED,
     Executor,
     Interrupted,
@@ -151,7 +152,7 @@ class LoopExecutor(Executor):
         try:
             _enter_task(loop, slot.task)
             try:
-                slot.drain(self.engine.monitor.run(self.start, slot))
+                slot.drain(self.begin(slot))
             except BaseException:
                 self.engine.look(self.recover, slot)
                 raise
@@ -178,6 +179,41 @@ class LoopExecutor(Executor):
 
     # Working, on the loop
 
+    def begin(self, slot: Slot) -> Delivery | None:
+        """A slot begins; its first delivery."""
+        monitor = self.engine.monitor
+        ready = self.ready
+        following: Delivery | None = None
+        box = ready[0] if ready else None
+        if box is not None:
+            pending = box.pending
+            cell = slot.cell
+            # Section: a slot begins and claims. See primitives.SECTIONS.
+            if (
+                self.roused
+                and not monitor.busy
+                and ready
+                and ready[0] is box
+                and box.flows
+                and box.executor is self
+                and box.pending is pending
+                and pending
+                and not box.running
+            ):
+                self.roused = False
+                del ready[0]
+                box.queued = False
+                following = pending[0]
+                del pending[0]
+                box.held -= 1
+                following.state = RUNNING
+                following.worker = slot
+                cell[0] = following
+                box.running = cell
+                slot.delivery = following
+                # End of section.
+        return monitor.run(self.start, slot) if following is None else following
+
     def start(self, slot: Slot) -> Delivery | None:
         """In a step: a slot begins; its first delivery."""
         if not self.roused:
@@ -196,6 +232,14 @@ class LoopExecutor(Executor):
         if delivery.box.timeout is not None:
             self.engine.arm(delivery)
         return delivery
+
+    def proceed(self, slot: Slot, box: Mailbox) -> Delivery | None:
+        """In a step: a slot has emptied a mailbox while others have work, or its turn is over; its next delivery."""
+        self.requeue(box)
+        if self.spent - self.since > SLICE and self.ready:
+            slot.yielding = True
+            return None
+        return self.next(slot)
 
     def suspend(self, slot: Slot) -> None:
         """In a step: the handler of the slot that claims waits for something."""
@@ -383,6 +427,7 @@ class Slot:
     __slots__ = (
         "abandoned",
         "cancelled",  # how often its task was cancelled during the latest call, whoever did it
+        "cell",  # what its mailbox is running while it claims without the lock
         "closing",
         "context",
         "coroutine",
@@ -402,6 +447,7 @@ class Slot:
         self.executor = executor
         self.task: Any = None
         self.delivery: Delivery | None = None
+        self.cell: list[Any] = [None]
         self.context: Any = None
         self.coroutine: Any = None
         self.yielded: Any = None
@@ -499,32 +545,118 @@ class Slot:
             executor.slots.pop(self, None)
 
     def drain(self, delivery: Delivery | None) -> None:
-        """Step one handler after another until one suspends, others have their turn, or there is nothing to claim."""
+        """Step one handler after another until one suspends, others have their turn, or there is nothing to claim.
+
+        Sections (see primitives.SECTIONS) settle one and claim the next; where more is to be done, a step does it.
+        """
         executor = self.executor
+        engine = executor.engine
+        monitor = engine.monitor
         monotonic = primitives.monotonic
         task = self.task
-        while delivery is not None:
-            delivery.actor = task
-            value = error = context = None
-            self.started = monotonic()
-            try:
-                context = context_of(delivery)
+        cancelling = task.cancelling
+        cell = self.cell
+        ready = executor.ready
+        until = executor.since + SLICE
+        # What a section drops is held by these until it is over.
+        box: Any = None
+        receipt: Any = None
+        _payload = _emitted = context = _event = value = error = following = None
+        try:
+            while delivery is not None:
+                delivery.actor = task
+                value = error = context = None
+                box = delivery.box
+                receipt = delivery.receipt
+                self.started = started = monotonic()
                 try:
-                    self.yielded = context.run(_enter, self, delivery)
-                except StopIteration as stop:
-                    if self.coroutine is None:
-                        raise RuntimeError("the conversion of the payload raised StopIteration") from stop
-                    value = stop.value
+                    context = context_of(delivery)
+                    try:
+                        self.yielded = context.run(_enter, self, delivery)
+                    except StopIteration as stop:
+                        if self.coroutine is None:
+                            raise RuntimeError("the conversion of the payload raised StopIteration") from stop
+                        value = stop.value
+                    else:
+                        self.context = context
+                        monitor.run(executor.suspend, self)
+                        return
+                except BaseException as raised:
+                    error = _strip(raised)
+                if error is not None or cancelling():
+                    context = None
+                    delivery = self.settle(delivery, value, error)
+                    continue
+                executor.spent = now = monotonic()
+                _payload = receipt._payload
+                _emitted = receipt._context
+                _event = receipt._event
+                following = None
+                settled = False
+                # Section: a delivery is settled, and the next is claimed. See primitives.SECTIONS.
+                if not (
+                    monitor.busy
+                    or delivery.state is not RUNNING
+                    or not box.flows
+                    or box.executor is not executor
+                    or receipt._waiters is not None
+                    or receipt._follows is not None
+                    or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))
+                    or receipt._mark
+                    or self.ours
+                    or self.expired
+                ):
+                    settled = True
+                    delivery.status = DELIVERED
+                    delivery.value = value
+                    delivery.error = None
+                    delivery.duration = now - started
+                    delivery.info = box.info
+                    delivery.state = SETTLED
+                    box.counts[0] += 1
+                    epoch = delivery.epoch
+                    if epoch is not None:
+                        epoch.open -= 1
+                        delivery.epoch = None
+                    if box.observer:
+                        receipt._observers -= 1
+                    else:
+                        receipt._left -= 1
+                    if not receipt._left and not receipt._observers:
+                        receipt._payload = receipt._context = receipt._event = receipt._engine = None
+                    delivery.seq = receipt._seq
+                    delivery.uid = receipt._uid
+                    delivery.lineage = receipt._lineage
+                    delivery.worker = delivery.actor = delivery.context = None
+                    delivery.receipt = delivery.box = None  # type: ignore[assignment]
+                    pending = box.pending
+                    if pending and now < until:
+                        following = pending[0]
+                        del pending[0]
+                        box.held -= 1
+                        following.state = RUNNING
+                        following.worker = self
+                        cell[0] = following
+                        box.running = cell
+                        self.delivery = following
+                    else:
+                        box.running = ()
+                        self.delivery = None
+                        if not pending and not ready:
+                            executor.computing = 0
+                            box = None
+                    # End of section.
+                _payload = _emitted = context = _event = self.coroutine = None
+                if settled:
+                    delivery = following
+                    if delivery is None and box is not None:
+                        delivery = monitor.run(executor.proceed, self, box)
                 else:
-                    self.context = context
-                    executor.engine.monitor.run(executor.suspend, self)
-                    return
-            except BaseException as raised:
-                error = _strip(raised)
-            del context
-            delivery = self.settle(delivery, value, error)
-            # Nothing of a delivery may be kept alive by this frame (G18).
-            value = error = None
+                    delivery = self.settle(delivery, value, error)
+        finally:
+            # A traceback may hold this frame, and the frame nothing that is settled (G18).
+            cell[0] = self.delivery
+            delivery = following = _payload = _emitted = context = receipt = _event = value = error = box = None
 
     def settle(self, delivery: Delivery, value: Any, error: BaseException | None) -> Delivery | None:
         """A call has ended: say what came of it; gives the next delivery."""
@@ -640,6 +772,7 @@ def _strip(error: BaseException) -> BaseException:
 
 
 _Task: Any = asyncio.Task
+DELIVERED = Status.DELIVERED
 _enter_task: Any = asyncio.tasks._enter_task
 _leave_task: Any = asyncio.tasks._leave_task
 _register_task: Any = asyncio.tasks._register_task
