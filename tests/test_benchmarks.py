@@ -277,6 +277,7 @@ def test_the_readme_has_room_for_the_tables(tmp_path: Path) -> None:
         "python": "y",
         "before_when": "z",
         "before": {},
+        "noise": {"thread to thread": 0.001},
         "now": now,
         "features": features,
     }
@@ -288,6 +289,8 @@ def test_the_readme_has_room_for_the_tables(tmp_path: Path) -> None:
     assert counts.verdicts(kept) == []
     kept.write_text(json.dumps(document), encoding="utf-8")
     assert [each.verdict for each in counts.verdicts(kept)] == [goals.MET]
+    kept.write_text(json.dumps({**document, "noise": {"thread to thread": 0.03}}), encoding="utf-8")
+    assert [each.verdict for each in counts.verdicts(kept)] == [counts.NOT_SETTLED]
     with pytest.raises(ValueError, match="must hold"):
         counts.replace_tables("nothing", document)
 
