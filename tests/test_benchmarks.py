@@ -240,7 +240,8 @@ def test_numbers_have_three_digits_that_matter(figure: float, text: str) -> None
     assert report.number(figure) == text
 
 
-def test_files_are_written_and_drawn_anew(tmp_path: Path) -> None:
+def test_files_are_written_and_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "verdicts", list)
     written = report.write(tmp_path, [result(ours=[100], pool=[400])], ENVIRONMENT)
     assert {each.name for each in written} == {"results.json", "results.md", "thread-to-thread-1.svg"}
     before = (tmp_path / "results.md").read_text(encoding="utf-8")
