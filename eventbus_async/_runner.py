@@ -14,7 +14,7 @@ Guarantees
       good as suspended.
     * G7: a handler past its time-out is cancelled, and settled when it has ended, at latest ``GRACE`` later.
     * G13: a loop that is closed loses its handlers, or they are unbound again; nobody who emits hears of it. After a
-      slot's task was cancelled by somebody else, no handler begins until the next push on that loop or ``PAUSE`` later.
+      slot's task was cancelled from outside, no handler begins until the next push on that loop or ``PAUSE`` later.
     * G14: while a handler runs, its slot's task runs nothing else, and cancelling that cancels only this delivery.
 
 Owner: the bus's monitor, but for ``scheduled``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and what is a
@@ -58,7 +58,7 @@ __all__ = ["LoopExecutor", "executor_of"]
 SLICE = 0.004  # seconds that handlers may take of one pass of the loop before others have their turn
 EAGERS = 32  # awaits in a row that are served without a pass of the loop
 GRACE = 1.0  # how long a cancelled handler may take to end before its delivery is settled without it
-PAUSE = 0.05  # after a bus task was cancelled by somebody else
+PAUSE = 0.05  # after a bus task was cancelled from outside, perhaps because its loop ends
 
 
 class LoopExecutor(Executor):
@@ -435,7 +435,7 @@ class Slot:
         "executor",
         "expired",
         "interrupted",  # its task was cancelled between the first suspension of a handler and the task's own next step
-        "ours",  # how often by the bus
+        "ours",  # how often by the bus or the handler itself, which says nothing about the loop
         "started",
         "suspended",
         "task",
@@ -579,12 +579,14 @@ class Slot:
                         value = stop.value
                     else:
                         self.context = context
+                        self.ours += cancelling()
                         monitor.run(executor.suspend, self)
                         return
                 except BaseException as raised:
                     error = _strip(raised)
                 if error is not None or cancelling():
                     context = None
+                    self.ours += cancelling()
                     delivery = self.settle(delivery, value, error)
                     continue
                 executor.spent = now = monotonic()
@@ -728,6 +730,7 @@ def _rest(slot: Slot) -> Generator[Any, Any, Any]:
     run: Any = slot.context.run
     coroutine: Any = slot.coroutine
     yielded, slot.yielded, slot.context = slot.yielded, None, None
+    cancelling = slot.task.cancelling
     argument: Any
     go_on: Any
     try:
@@ -747,10 +750,14 @@ def _rest(slot: Slot) -> Generator[Any, Any, Any]:
             except BaseException as error:
                 argument = error
                 go_on = coroutine.throw
+            before = cancelling()
             try:
                 yielded = run(go_on, argument)
             except StopIteration as stop:
                 return stop.value
+            finally:
+                if cancelling() > before:
+                    slot.ours += cancelling() - before
     finally:
         # An error's traceback holds its frames, they hold this one, and the context leads to the error: no cycle (G18).
         del run, coroutine
