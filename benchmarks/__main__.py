@@ -48,7 +48,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def environment(plan: Plan, arguments: str) -> dict[str, Any]:
+def load() -> str:
+    """What else the machine does, as far as it tells."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def environment(plan: Plan, arguments: str, before: str) -> dict[str, Any]:
     """What the figures depend on."""
     versions: dict[str, str] = {}
     for name in PACKAGES:
@@ -65,6 +70,7 @@ def environment(plan: Plan, arguments: str) -> dict[str, Any]:
         "quick": plan.quick,
         "scale": plan.scale,
         "arguments": arguments,
+        "load": f"{before} and {load()}",
         "when": time.strftime("%Y-%m-%d"),
         "versions": versions,
     }
@@ -82,19 +88,24 @@ def run(given: argparse.Namespace) -> int:
         print(report.table([[case.name, case.title] for case in cases]))
         return 0
     plan = Plan(given.rounds, given.scale, given.quick)
+    before = load()
     results: list[Result] = []
     for case in cases:
         result = measure(case, plan, tell)
         tell("")
         results.append(result)
         print(report.terminal(result), flush=True)
-    print(report.goals_for_terminal({each.name: each for each in results}, some=bool(given.case)))
+    print(
+        report.goals_for_terminal(
+            {each.name: each for each in results}, bool(given.case), () if given.case else counts.verdicts()
+        )
+    )
     if not given.no_files:
         if given.case:
             print("\nonly some cases were run: nothing was written", file=sys.stderr)
         else:
             arguments = " --quick" if given.quick else ""
-            written = report.write(Path(given.out), results, environment(plan, arguments))
+            written = report.write(Path(given.out), results, environment(plan, arguments, before), counts.verdicts())
             print(f"\nwritten: {', '.join(each.name for each in written)} in {given.out}")
     return int(any(row.failed and row.kind == OURS for result in results for row in result.rows))
 
@@ -103,8 +114,9 @@ def again(source: Path) -> int:
     """Write Markdown and plots of a JSON file beside it."""
     document = json.loads(source.read_text(encoding="utf-8"))
     results = report.from_document(document)
-    report.write(source.parent, results, document["environment"])
-    print(report.goals_for_terminal({each.name: each for each in results}))
+    counted = counts.verdicts()
+    report.write(source.parent, results, document["environment"], counted)
+    print(report.goals_for_terminal({each.name: each for each in results}, counted=counted))
     return 0
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import counted, report
+from .figures import Spread
+from .goals import MET, NOT_MET, Verdict
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +41,7 @@ KEPT = Path(__file__).parent / "results" / "counts.json"
 EVENTS = 400
 FEATURE_WAYS = ("thread to thread", "on one loop")
 LIMIT = 0.02  # what a feature that is not used may add
+NOT_SETTLED = "not settled"
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 
 Counts = dict[str, float]
@@ -51,6 +54,7 @@ class Job:
     way: str
     feature: str = "lanes"
     mode: str = "plain"
+    again: bool = False  # the same once more: how far two counts of one thing differ
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +168,7 @@ def count(job: Job, tool: str, events: int, home: Path) -> Counts:
 def jobs(quick: bool) -> list[Job]:
     found = [Job(way) for way in counted.WAYS]
     for way in FEATURE_WAYS[: 1 if quick else None]:
+        found.append(Job(way, again=True))
         found += [Job(way, feature, mode) for feature in counted.FEATURES for mode in counted.MODES[1:]]
     return found
 
@@ -188,15 +193,42 @@ def way_lines(document: dict[str, Any]) -> list[list[str]]:
 def feature_lines(document: dict[str, Any]) -> list[list[str]]:
     """What the features cost: used elsewhere on the bus, and used here."""
     lines: list[list[str]] = []
+    for way, feature, off in unused(document):
+        used = document["features"].get(f"{way}/{feature}/used")
+        on = "–" if used is None else f"{used['instructions'] / document['now'][way]['instructions'] - 1:+.1%}"
+        lines.append([way, feature, f"{off:+.1%}", judged(document, way, off), on])
+    return lines
+
+
+def verdicts(kept: Path = KEPT) -> list[Verdict]:
+    """The goal that is counted and not timed, from the last counts that were kept: none where there are none."""
+    if not kept.exists():
+        return []
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    found: list[Verdict] = []
+    for way, feature, share in unused(document):
+        measured = Spread(100 * share, 100 * share, 100 * share)
+        text = f"{way}, {feature} not used: instructions added, %"
+        found.append(Verdict(text, measured, "plain", f"≤ {LIMIT:.0%}", judged(document, way, share)))
+    return found
+
+
+def judged(document: dict[str, Any], way: str, share: float) -> str:
+    """Met or not; not settled where two counts of the plain way differ by more than what there is to tell."""
+    noise = document.get("noise", {}).get(way)
+    if noise is None or abs(share - LIMIT) <= noise:
+        return NOT_SETTLED
+    return MET if share < LIMIT else NOT_MET
+
+
+def unused(document: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """What a feature that is used elsewhere adds, as a share of the plain way's instructions."""
     for way in FEATURE_WAYS:
         plain = document["now"].get(way, {}).get("instructions")
         for feature in counted.FEATURES:
-            found = [document["features"].get(f"{way}/{feature}/{mode}") for mode in counted.MODES[1:]]
-            if plain is None or None in found:
-                continue
-            off, on = (each["instructions"] / plain - 1 for each in found)
-            lines.append([way, feature, f"{off:+.1%}", "met" if off < LIMIT else "not met", f"{on:+.1%}"])
-    return lines
+            each = document["features"].get(f"{way}/{feature}/elsewhere")
+            if plain and each is not None:
+                yield way, feature, each["instructions"] / plain - 1
 
 
 WAY_HEADINGS = [
@@ -240,7 +272,7 @@ def main(given: argparse.Namespace) -> int:
         found = dict(zip(wanted, pool.map(partial(work, home=home), wanted), strict=True))
     now: dict[str, Counts] = {}
     for job, counts in found.items():
-        if job.mode == "plain" and counts is not None:
+        if job.mode == "plain" and not job.again and counts is not None:
             now[job.way] = {**counts, **counted.steps(job.way, given.events)}
     kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() and not given.baseline else {}
     today = time.strftime("%Y-%m-%d")
@@ -253,6 +285,11 @@ def main(given: argparse.Namespace) -> int:
         # A way that had no "before" yet begins with what it costs now.
         "before": {**now, **kept.get("before", {})},
         "now": now,
+        "noise": {
+            job.way: abs(each["instructions"] / now[job.way]["instructions"] - 1)
+            for job, each in found.items()
+            if job.again and each is not None and job.way in now
+        },
         "features": {f"{job.way}/{job.feature}/{job.mode}": each for job, each in found.items() if job.mode != "plain"},
     }
     print(report.table([WAY_HEADINGS, *way_lines(document)]))

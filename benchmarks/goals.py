@@ -1,6 +1,10 @@
 """What it must reach (issue 7), each goal computed from a run's results: met, met with its aim, or not met.
 
-The limits stand here as numbers because they are the goals; what was measured comes from the samples alone.
+The limits stand here as numbers because they are the goals; what was measured comes from the samples alone. Where the
+issue gives no number there is a tolerance for noise: "no CPU" is under 0.5 ms a second and 5 wake-ups a second more
+than a process that only sleeps. "Within 2 times" to a loop is asked of p50 and of p99. "Loop to thread alike" is judged
+against ``run_in_executor``, that way's counterpart of ``run_coroutine_threadsafe``. "Not paid for" is judged by
+``counts``.
 """
 
 from __future__ import annotations
@@ -181,6 +185,7 @@ GOALS = (
     Goal("idle latency to a thread, p50", slower_than("latency-thread", "SimpleQueue", "p50"), 2, False),
     Goal("idle latency to a thread, p99", slower_than("latency-thread", "SimpleQueue", "p99"), 3, False),
     Goal("idle latency to a loop, p50", slower_than("latency-loop", "call_soon_threadsafe", "p50"), 2, False),
+    Goal("idle latency to a loop, p99", slower_than("latency-loop", "call_soon_threadsafe", "p99"), 2, False),
     Goal("1 of 8 blocks: throughput that the others keep", value("one-blocks", "kept"), 80, True, unit="%"),
     Goal("1 of 8 blocks: median delay of the others", value("one-blocks", "delay"), 10, False, unit="ms"),
     *(
@@ -196,8 +201,8 @@ GOALS = (
         False,
         unit="µs",
     ),
-    Goal("memory of a subscription", value("memory-subscription", "bytes"), 1536, False, unit="bytes"),
-    Goal("memory of a pending event", value("memory-pending", "bytes"), 600, False, unit="bytes"),
+    Goal("memory of a subscription", value("memory-subscription", "memory"), 1536, False, unit="bytes"),
+    Goal("memory of a pending event", value("memory-pending", "memory"), 600, False, unit="bytes"),
     Goal("idle bus: processor time above none", above("idle", "no bus in use", "cpu"), 0.5, False, unit="ms/s"),
     Goal("idle bus: wake-ups above none", above("idle", "no bus in use", "switches"), 5, False, unit="/s"),
     Goal(

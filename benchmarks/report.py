@@ -120,9 +120,9 @@ def score(verdicts: Sequence[Verdict]) -> str:
 GOAL_HEADINGS = ["goal", "bound", "measured", "against", "verdict"]
 
 
-def goals_for_terminal(results: Mapping[str, Result], some: bool = False) -> str:
+def goals_for_terminal(results: Mapping[str, Result], some: bool = False, counted: Sequence[Verdict] = ()) -> str:
     """The goals; with ``some`` only those that the cases which were run can tell something about."""
-    verdicts = [each for each in judge(GOALS, results) if not some or each.verdict != NOT_MEASURED]
+    verdicts = [each for each in (*judge(GOALS, results), *counted) if not some or each.verdict != NOT_MEASURED]
     return f"\nGoals: {score(verdicts)}\n{table([GOAL_HEADINGS, *goal_lines(verdicts)])}"
 
 
@@ -137,15 +137,15 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(rows)
 
 
-def markdown(results: Sequence[Result], environment: Mapping[str, Any]) -> str:
-    """The whole report."""
-    verdicts = judge(GOALS, {each.name: each for each in results})
+def markdown(results: Sequence[Result], environment: Mapping[str, Any], counted: Sequence[Verdict] = ()) -> str:
+    """The whole report; ``counted`` are goals that another run has judged."""
+    verdicts = [*judge(GOALS, {each.name: each for each in results}), *counted]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     parts = [
         "# Results",
         f"Written by `python -m benchmarks{environment['arguments']}`; do not edit. {environment['python']},"
         f" {environment['machine']}, {environment['cores']} cores, {environment['rounds']} interleaved rounds,"
-        f" {environment['when']}. {versions}.",
+        f" {environment['when']}, load average {environment['load']} before and after. {versions}.",
         "Figures are medians, with quartiles in brackets; ratios pair the samples of one round. *Times ours* above 1"
         " means that ours is lower. Ours has its defaults: receipts, isolation, order, contexts, statistics.",
         f"## Goals\n\n{score(verdicts)}.\n\n{markdown_table(GOAL_HEADINGS, goal_lines(verdicts))}",
@@ -172,7 +172,7 @@ def drawable(result: Result) -> bool:
 
 def plot(result: Result) -> str:
     """Bars with their names above them: readable at a phone's width, on light and dark pages."""
-    metric = result.metrics[0]
+    metric, title = result.metrics[0], result.title.replace("`", "")
     found = [(row, spread) for row in result.rows if (spread := row.spread(metric["name"])) is not None]
     found.sort(key=lambda pair: pair[1].median)
     longest = max(spread.median for _, spread in found)
@@ -192,9 +192,9 @@ def plot(result: Result) -> str:
     caption = f"{metric['unit']} {metric['what'].removeprefix('time ')}, {scale}shorter is better"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
-        f' font-family="system-ui, sans-serif" aria-label="{escape(result.title, {chr(34): "&quot;"})}">',
+        f' font-family="system-ui, sans-serif" aria-label="{escape(title, {chr(34): "&quot;"})}">',
         f'<rect width="{WIDTH}" height="{height}" rx="12" fill="#ffffff"/>',
-        f'<text x="24" y="44" font-size="30" font-weight="700" fill="#1c2430">{escape(result.title)}</text>',
+        f'<text x="24" y="44" font-size="30" font-weight="700" fill="#1c2430">{escape(title)}</text>',
         f'<text x="24" y="78" font-size="22" fill="#5b6575">{escape(caption)}</text>',
     ]
     for place, (row, spread) in enumerate(found):
@@ -247,12 +247,14 @@ def from_document(document: Mapping[str, Any]) -> list[Result]:
     ]
 
 
-def write(folder: Path, results: Sequence[Result], environment: Mapping[str, Any]) -> list[Path]:
+def write(
+    folder: Path, results: Sequence[Result], environment: Mapping[str, Any], counted: Sequence[Verdict] = ()
+) -> list[Path]:
     """Write results.json, results.md and a plot a case; gives what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "results.json": json.dumps(as_document(results, environment), indent=1) + "\n",
-        "results.md": markdown(results, environment),
+        "results.md": markdown(results, environment, counted),
         **{f"{result.name}.svg": plot(result) for result in results if drawable(result)},
     }
     for name, text in files.items():

@@ -19,6 +19,7 @@ from ._engine.call import context_of as context_of
 from ._engine.call import enter as enter
 from ._engine.call import report as report
 from ._engine.call import strip as strip
+from ._engine.delivery import RUNNING as RUNNING
 from ._engine.delivery import SETTLED as SETTLED
 from ._engine.delivery import Delivery as Delivery
 from ._engine.delivery import current as current

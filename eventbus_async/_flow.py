@@ -17,25 +17,32 @@ from ._await import Acted, Waiting
 from ._bus import AsyncEventBus
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Coroutine, Generator, Iterable
 
     from eventbus.lowlevel import Call, Delivery, Engine, Flow
 
     from ._binding import Binding
     from ._runner import LoopExecutor
 
-__all__ = ["Once", "Running", "begin_flow", "drive", "face_of", "keep"]
+__all__ = ["Holder", "Once", "Running", "begin_flow", "drive", "face_of", "keep"]
 
 T = TypeVar("T")
 
-# asyncio itself holds tasks weakly.
-_tasks: set[asyncio.Future[Any]] = set()
+Holder = set["asyncio.Task[Any]"]
 
 
-def keep(task: asyncio.Future[Any]) -> None:
-    """Hold a task until it has ended."""
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+def keep(task: asyncio.Task[Any], holder: Holder) -> None:
+    """Hold a task until it has ended: asyncio itself does so weakly."""
+    holder.add(task)
+    task.add_done_callback(holder.discard)
+
+
+def abandon_lost(holder: Holder) -> None:
+    """Break off what was left behind in loops that were closed, so that nothing waits for it."""
+    for task in list(holder):
+        if task.get_loop().is_closed():
+            holder.discard(task)
+            cast("Coroutine[Any, Any, Any]", task.get_coro()).close()
 
 
 def face_of(bus: Any) -> AsyncEventBus:
@@ -96,10 +103,11 @@ class Once(Acted[T]):
 class Running:
     """A flow that began at the call, and goes on in a task of its own whoever awaits it."""
 
-    __slots__ = ("begun", "done", "engine", "error", "flow", "name", "waiters", "wanted")
+    __slots__ = ("begun", "done", "engine", "error", "flow", "holder", "name", "waiters", "wanted")
 
-    def __init__(self, engine: Engine, flow: Flow[None], name: str) -> None:
+    def __init__(self, engine: Engine, flow: Flow[None], name: str, holder: Holder) -> None:
         self.engine = engine
+        self.holder = holder
         self.flow = flow
         self.name = name
         self.begun = False
@@ -120,7 +128,7 @@ class Running:
             self.engine.look(self._end, None)
             return
         task = loop.create_task(self._run(), name=self.name, context=context)
-        keep(task)
+        keep(task, self.holder)
 
     def begin_there(self) -> None:
         """As :meth:`begin`, where nobody hears of what it raises but those who await it."""
@@ -180,7 +188,7 @@ class Running:
         if not self.done:
             await Waiting(self.engine, self._waiter(), None)
         error = self.error
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             raise ServiceError(f"{self.name} was cancelled by its loop") from error
         if error is not None:
             raise error
@@ -200,12 +208,13 @@ class Running:
         return wanted.waiter.targets() if isinstance(wanted, Pause) and wanted.timeout is None else ()
 
 
-def begin_flow(binding: Binding, flow: Flow[None], name: str, home: LoopExecutor | None) -> Acted[None]:
+def begin_flow(binding: Binding, flow: Flow[None], name: str, holder: Holder, home: LoopExecutor | None) -> Acted[None]:
     """Begin a flow now: here if a loop runs here, else on its home if that is open, else when it is first awaited.
 
     The result waits for its end.
     """
-    running = Running(binding.engine, flow, name)
+    abandon_lost(holder)
+    running = Running(binding.engine, flow, name, holder)
     if primitives.running_loop() is not None:
         running.begin()
     elif home is not None and not home.gone and (loop := home.loop()) is not None and not loop.is_closed():

@@ -11,11 +11,13 @@ from ._flow import begin_flow
 from ._service import BaseService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Self
 
     from eventbus.lowlevel import Flow, Turn
+
+    from ._flow import Holder
 
 __all__ = ["ServiceGroup"]
 
@@ -33,6 +35,10 @@ class ServiceGroup(GroupCore[BaseService]):
     """
 
     _kind = BaseService
+
+    def __init__(self, *services: BaseService | Iterable[BaseService] | Mapping[BaseService, Iterable[Any]]) -> None:
+        self._flows: Holder = set()
+        super().__init__(*services)
 
     def start(self) -> Acted[None]:
         """Start all, each after what it depends on. If one fails, those that this call has started are stopped again.
@@ -55,7 +61,7 @@ class ServiceGroup(GroupCore[BaseService]):
     def _begin(self, kind: str, work: Callable[[Turn], Flow[None]]) -> Acted[None]:
         for first in self.services:
             name = f"the {kind} of the group"
-            return begin_flow(first.event_bus._binding, self._flow(kind, work), name, first._home)
+            return begin_flow(first.event_bus._binding, self._flow(kind, work), name, self._flows, first._home)
         return Acted(cast("Any", Nowhere()), nothing)
 
     async def __aenter__(self) -> Self:

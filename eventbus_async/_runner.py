@@ -2,25 +2,28 @@
 
 A *slot* is one task. One slot at a time claims from the ready mailboxes and steps the handlers' coroutines itself, each
 in its delivery's own context; a coroutine that ends without suspending costs no task of its own. When one suspends, its
-slot stays with it, gives up the place of the one who claims, and another slot takes it. A slot without work ends, so an
-idle bus has no task on any loop.
+slot stays with it, gives up the place of the one who claims, and another slot takes it.
+
+A slot need not run to step a handler: it lends its task's identity (asyncio's documented ``_enter_task`` and
+``_leave_task``) to whoever serves what is ready, a callback of the loop or a task that is about to await a receipt. Its
+coroutine is parked meanwhile, until the next pass of the loop, where it goes on with the handler that has suspended, or
+ends. So an idle bus has no task on any loop, and an emit that is awaited needs no pass of it.
 
 Guarantees
-    * G4: no handler begins inside ``emit()``. One may begin inside ``await receipt``, where Python can start a task
-      there and then (3.12), for the awaiting task is as good as suspended.
+    * G4: no handler begins inside ``emit()``. One may begin inside ``await receipt``, for the task that awaits is as
+      good as suspended.
     * G7: a handler past its time-out is cancelled, and settled when it has ended, at latest ``GRACE`` later.
     * G13: a loop that is closed loses its handlers, or they are unbound again; nobody who emits hears of it. After a
-      slot's task was cancelled by somebody else, no handler begins until the next push on that loop or ``PAUSE`` later.
+      slot's task was cancelled from outside, no handler begins until the next push on that loop or ``PAUSE`` later.
     * G14: while a handler runs, its slot's task runs nothing else, and cancelling that cancels only this delivery.
 
-Owner: the bus's monitor, but for ``scheduled``, ``eagers``, ``since``, ``slots`` and what is a slot's own, which the
-loop's thread alone touches.
+Owner: the bus's monitor, but for ``scheduled``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and what is a
+slot's own, which the loop's thread alone touches.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import types
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +33,7 @@ from eventbus.lowlevel import (
     ACTIVE,
     CLOSED,
     ENDED,
+    RUNNING,
     SETTLED,
     Executor,
     Interrupted,
@@ -45,24 +49,35 @@ from ._bridge import Bridge
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Generator
-    from contextvars import Context
+    from collections.abc import Generator, Iterable
 
     from eventbus.lowlevel import Delivery, Engine, Mailbox
 
 __all__ = ["LoopExecutor", "executor_of"]
 
-EAGER = sys.version_info >= (3, 12)  # tasks can be started where they are made
 SLICE = 0.004  # seconds that handlers may take of one pass of the loop before others have their turn
 EAGERS = 32  # awaits in a row that are served without a pass of the loop
 GRACE = 1.0  # how long a cancelled handler may take to end before its delivery is settled without it
-PAUSE = 0.05  # after a bus task was cancelled by somebody else
+PAUSE = 0.05  # after a bus task was cancelled from outside, perhaps because its loop ends
 
 
 class LoopExecutor(Executor):
     """The handlers of one bus in one loop."""
 
-    __slots__ = ("bridge", "eagers", "gone", "loop", "paused", "roused", "scheduled", "since", "slots", "spent")
+    __slots__ = (
+        "bridge",
+        "eagers",
+        "gone",
+        "ident",
+        "loop",
+        "parked",
+        "paused",
+        "roused",
+        "scheduled",
+        "since",
+        "slots",
+        "spent",
+    )
 
     def __init__(self, engine: Engine, loop: AbstractEventLoop) -> None:
         super().__init__(engine, 1)
@@ -75,13 +90,17 @@ class LoopExecutor(Executor):
         self.eagers = 0
         self.since = 0.0  # when this turn of handlers began
         self.spent = 0.0  # when the latest handler ended
+        self.ident = 0  # of the loop's thread, while it is scheduled
+        self.parked: Slot | None = None  # the slot that lends its identity
         self.slots: dict[Slot, None] = {}  # asyncio itself holds tasks weakly
 
     # Waking
 
     def rouse(self) -> None:
         self.roused = True
-        self.engine.monitor.after.append(self._wake)
+        # Where the loop will call _begin anyhow, its own thread need not ask for it.
+        if not self.scheduled or primitives.get_ident() != self.ident:
+            self.engine.monitor.after.append(self._wake)
 
     def watch(self) -> None:
         loop: Any = self.loop()
@@ -96,8 +115,9 @@ class LoopExecutor(Executor):
             return
         loop = self.loop()
         # Without a task this may be a signal handler in the loop's own sleep, which only a ring ends.
-        if loop is not None and primitives.running_loop() is loop and primitives.current_task() is not None:
+        if loop is not None and primitives.running_loop() is loop and asyncio.current_task(loop) is not None:
             if not self.scheduled:
+                self.ident = primitives.get_ident()
                 self.scheduled = True
                 self.eagers = 0
                 self.since = primitives.monotonic()
@@ -110,27 +130,89 @@ class LoopExecutor(Executor):
         self.scheduled = False
         self.eagers = 0
         if self.roused:
-            self.since = primitives.monotonic()
-            self._start()
+            self.since = self.spent = primitives.monotonic()
+            self._serve(None)
 
     def eagerly(self) -> None:
         """On the loop, in a task that is about to wait: serve what is ready now, if it is not others' turn."""
-        if EAGER and self.roused and self.eagers < EAGERS and self.spent - self.since < SLICE:
-            self.eagers += 1
-            self._start()
+        if self.eagers < EAGERS and self.spent - self.since < SLICE:
+            task = asyncio.current_task()
+            if task is not None:
+                self.eagers += 1
+                self._serve(task)
 
-    def _start(self) -> None:
-        loop = self.loop()
-        assert loop is not None
-        slot = Slot(self)
-        if EAGER:
-            _Task(slot.run(), loop=loop, context=primitives.empty_context(), eager_start=True)
-        else:
-            slot.task = _Task(slot.run(), loop=loop, context=primitives.empty_context())
+    def _serve(self, task: Any) -> None:
+        """On the loop, in that task or none: run what is ready, under the identity of a slot's task."""
+        loop = asyncio.get_running_loop()
+        slot = self.parked
+        if slot is None:
+            slot = self.parked = self._make_slot(loop)
+        if task is not None:
+            _leave_task(loop, task)
+        try:
+            _enter_task(loop, slot.task)
+            try:
+                slot.drain(self.begin(slot))
+            except BaseException:
+                self.engine.look(self.recover, slot)
+                raise
+            finally:
+                _leave_task(loop, slot.task)
+        finally:
+            if task is not None:
+                _enter_task(loop, task)
+        if slot.suspended or slot.yielding or slot.cancelled:
+            self.parked = None
             self.slots[slot] = None
-            slot.task.add_done_callback(slot.over)
+            _register_task(slot.task)
+            slot.task._log_destroy_pending = True
+
+    def _make_slot(self, loop: AbstractEventLoop) -> Slot:
+        slot = Slot(self)
+        coroutine = slot.run()
+        coroutine.send(None)  # to where it parks; the task's own first step, a pass later, goes on from there
+        slot.task = task = _Task(coroutine, loop=loop, context=primitives.empty_context())
+        # While it only lends its identity it is no task that anybody should find, or miss.
+        _unregister_task(task)
+        task._log_destroy_pending = False
+        return slot
 
     # Working, on the loop
+
+    def begin(self, slot: Slot) -> Delivery | None:
+        """A slot begins; its first delivery."""
+        monitor = self.engine.monitor
+        ready = self.ready
+        following: Delivery | None = None
+        box = ready[0] if ready else None
+        if box is not None:
+            pending = box.pending
+            cell = slot.cell
+            # Section: a slot begins and claims. See primitives.SECTIONS.
+            if (
+                self.roused
+                and not monitor.busy
+                and ready
+                and ready[0] is box
+                and box.flows
+                and box.executor is self
+                and box.pending is pending
+                and pending
+                and not box.running
+            ):
+                self.roused = False
+                del ready[0]
+                box.queued = False
+                following = pending[0]
+                del pending[0]
+                box.held -= 1
+                following.state = RUNNING
+                following.worker = slot
+                cell[0] = following
+                box.running = cell
+                slot.delivery = following
+                # End of section.
+        return monitor.run(self.start, slot) if following is None else following
 
     def start(self, slot: Slot) -> Delivery | None:
         """In a step: a slot begins; its first delivery."""
@@ -151,6 +233,14 @@ class LoopExecutor(Executor):
             self.engine.arm(delivery)
         return delivery
 
+    def proceed(self, slot: Slot, box: Mailbox) -> Delivery | None:
+        """In a step: a slot has emptied a mailbox while others have work, or its turn is over; its next delivery."""
+        self.requeue(box)
+        if self.spent - self.since > SLICE and self.ready:
+            slot.yielding = True
+            return None
+        return self.next(slot)
+
     def suspend(self, slot: Slot) -> None:
         """In a step: the handler of the slot that claims waits for something."""
         slot.suspended = True
@@ -161,7 +251,23 @@ class LoopExecutor(Executor):
     ) -> Delivery | None:
         """In a step: a slot's call has ended; its next delivery, or None, and then it yields or ends."""
         slot.delivery = None
-        self.done(delivery, status, value, error, took)
+        box = delivery.box
+        if not (slot.suspended or slot.cancelled or self.ready) and box is not None and box.executor is self:  # pyright: ignore[reportUnnecessaryComparison]
+            # One mailbox alone has work, the common case: no queueing.
+            self.engine.complete(delivery, status, value, error, took)
+            if not self.ready and not box.queued and box.concurrency == 1 and self.spent - self.since <= SLICE:
+                following = box.claim()
+                if following is None:
+                    self.computing = 0
+                else:
+                    slot.delivery = following
+                    following.worker = slot
+                    if box.timeout is not None:
+                        self.engine.arm(following)
+                return following
+            self.requeue(box)
+        else:
+            self.done(delivery, status, value, error, took)
         suspended, slot.suspended = slot.suspended, False
         if slot.cancelled > slot.ours:
             if not suspended or self.roused or not self.computing:
@@ -183,13 +289,36 @@ class LoopExecutor(Executor):
     def done(self, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float) -> None:
         box = delivery.box
         self.engine.complete(delivery, status, value, error, took)
-        # It may have been bound to another loop, or ended, while the call went on.
-        if box is not None and not box.queued and box.executor is not None and box.claimable():  # pyright: ignore[reportUnnecessaryComparison]
+        self.requeue(box)
+
+    def requeue(self, box: Mailbox | None) -> None:
+        """In a step: a call of that mailbox has ended; it may have been bound to another loop, or ended, meanwhile."""
+        if box is not None and not box.queued and box.executor is not None and box.claimable():
             box.queued = True
             if box.executor is self:
                 self.ready.append(box)
             else:
                 box.executor.push(box)
+
+    def mend(self, boxes: Iterable[Mailbox]) -> None:
+        super().mend(boxes)
+        if self.ready and not self.paused:
+            # Who claims may be lost; that there are two for a moment does no harm.
+            self.computing = 1
+            self.rouse()
+
+    def recover(self, slot: Slot) -> None:
+        """In a step, after a signal handler has raised in the midst of a slot's work: cancel what it was at."""
+        delivery, slot.delivery = slot.delivery, None
+        if delivery is not None:
+            box = delivery.box
+            self.engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
+            self.requeue(box)
+        slot.suspended = slot.yielding = False
+        self.computing = 0
+        if self.ready:
+            self.computing = 1
+            self.rouse()
 
     def pause(self) -> None:
         """In a step, on the loop: the task of the slot that claims was cancelled, perhaps because the loop ends."""
@@ -197,6 +326,12 @@ class LoopExecutor(Executor):
         self.roused = False
         self.paused = True
         self.engine.monitor.after.append(self._resume_later)
+
+    def halt(self, slot: Slot) -> None:
+        """In a step, on the loop: a slot's task was cancelled while no handler ran in it."""
+        if slot.yielding or self.roused or not self.computing:
+            slot.yielding = False
+            self.pause()
 
     def _resume_later(self) -> None:
         loop = self.loop()
@@ -291,25 +426,33 @@ class Slot:
 
     __slots__ = (
         "abandoned",
-        "begun",
         "cancelled",  # how often its task was cancelled during the latest call, whoever did it
+        "cell",  # what its mailbox is running while it claims without the lock
         "closing",
+        "context",
         "coroutine",
         "delivery",
         "executor",
         "expired",
-        "ours",  # how often by the bus
+        "interrupted",  # its task was cancelled between the first suspension of a handler and the task's own next step
+        "ours",  # how often by the bus or the handler itself, which says nothing about the loop
+        "started",
         "suspended",
         "task",
-        "yielding",
+        "yielded",  # what the handler's coroutine waits for
+        "yielding",  # it lets others have their turn
     )
 
     def __init__(self, executor: LoopExecutor) -> None:
         self.executor = executor
         self.task: Any = None
         self.delivery: Delivery | None = None
+        self.cell: list[Any] = [None]
+        self.context: Any = None
         self.coroutine: Any = None
-        self.begun = False
+        self.yielded: Any = None
+        self.started = 0.0
+        self.interrupted = False
         self.suspended = False
         self.yielding = False
         self.expired = False
@@ -351,78 +494,192 @@ class Slot:
     # The task
 
     async def run(self) -> None:
-        """Claim, step, settle; until there is nothing to claim, or somebody else claims."""
+        """The task's life: park for a pass; then go on with what has suspended and what is ready, if anything."""
+        executor = self.executor
+        step = executor.engine.monitor.run
+        try:
+            try:
+                await _next_pass()
+            except asyncio.CancelledError:
+                if self.cancelled:
+                    return  # the handler's own doing, and seen to
+                if not self.suspended:
+                    raise
+                self.interrupted = True
+            if executor.parked is self:
+                executor.parked = None
+                return
+            while not self.cancelled:
+                if self.suspended:
+                    delivery = self.delivery
+                    assert delivery is not None
+                    value = error = None
+                    try:
+                        value = await _rest(self)
+                    except BaseException as raised:
+                        if self.closing:
+                            raise
+                        error = _strip(raised)
+                    delivery = self.settle(delivery, value, error)
+                    value = error = None
+                elif self.yielding:
+                    self.yielding = False
+                    executor.since = executor.spent = primitives.monotonic()
+                    delivery = step(executor.next, self)
+                else:
+                    return
+                self.drain(delivery)
+                del delivery
+                if self.yielding:
+                    await _next_pass()
+        except asyncio.CancelledError:
+            # Between two handlers; during one it is the handler's.
+            step(executor.halt, self)
+        except BaseException:
+            if not self.closing:
+                executor.engine.look(executor.recover, self)
+            raise
+        finally:
+            if executor.parked is self:
+                executor.parked = None
+            executor.slots.pop(self, None)
+
+    def drain(self, delivery: Delivery | None) -> None:
+        """Step one handler after another until one suspends, others have their turn, or there is nothing to claim.
+
+        Sections (see primitives.SECTIONS) settle one and claim the next; where more is to be done, a step does it.
+        """
         executor = self.executor
         engine = executor.engine
-        step = engine.monitor.run
+        monitor = engine.monitor
         monotonic = primitives.monotonic
-        task: Any = asyncio.current_task()
-        self.task = task
-        self.begun = True
-        executor.slots[self] = None
+        task = self.task
+        cancelling = task.cancelling
+        cell = self.cell
+        ready = executor.ready
+        until = executor.since + SLICE
+        # What a section drops is held by these until it is over.
+        box: Any = None
+        receipt: Any = None
+        _payload = _emitted = context = _event = value = error = following = None
         try:
-            delivery = step(executor.start, self)
-            while True:
-                if delivery is None:
-                    if not self.yielding:
-                        return
-                    self.yielding = False
-                    await _next_pass()
-                    executor.since = executor.spent = monotonic()
-                    delivery = step(executor.next, self)
-                    continue
+            while delivery is not None:
                 delivery.actor = task
                 value = error = context = None
-                started = monotonic()
+                box = delivery.box
+                receipt = delivery.receipt
+                self.started = started = monotonic()
                 try:
                     context = context_of(delivery)
                     try:
-                        yielded = context.run(_enter, self, delivery)
+                        self.yielded = context.run(_enter, self, delivery)
                     except StopIteration as stop:
                         if self.coroutine is None:
                             raise RuntimeError("the conversion of the payload raised StopIteration") from stop
                         value = stop.value
                     else:
-                        step(executor.suspend, self)
-                        value = await _rest(self, context, yielded)
+                        self.context = context
+                        self.ours += cancelling()
+                        monitor.run(executor.suspend, self)
+                        return
                 except BaseException as raised:
-                    if self.closing:
-                        raise
                     error = _strip(raised)
-                self.coroutine = None
-                del context
-                executor.spent = ended = monotonic()
-                if error is None and not self.expired:
-                    status = Status.DELIVERED
+                if error is not None or cancelling():
+                    context = None
+                    self.ours += cancelling()
+                    delivery = self.settle(delivery, value, error)
+                    continue
+                executor.spent = now = monotonic()
+                _payload = receipt._payload
+                _emitted = receipt._context
+                _event = receipt._event
+                following = None
+                settled = False
+                # Section: a delivery is settled, and the next is claimed. See primitives.SECTIONS.
+                if not (
+                    monitor.busy
+                    or delivery.state is not RUNNING
+                    or not box.flows
+                    or box.executor is not executor
+                    or receipt._waiters is not None
+                    or receipt._follows is not None
+                    or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))
+                    or receipt._mark
+                    or self.ours
+                    or self.expired
+                ):
+                    settled = True
+                    delivery.status = DELIVERED
+                    delivery.value = value
+                    delivery.error = None
+                    delivery.duration = now - started
+                    delivery.info = box.info
+                    delivery.state = SETTLED
+                    box.counts[0] += 1
+                    epoch = delivery.epoch
+                    if epoch is not None:
+                        epoch.open -= 1
+                        delivery.epoch = None
+                    if box.observer:
+                        receipt._observers -= 1
+                    else:
+                        receipt._left -= 1
+                    if not receipt._left and not receipt._observers:
+                        receipt._payload = receipt._context = receipt._event = receipt._engine = None
+                    delivery.seq = receipt._seq
+                    delivery.uid = receipt._uid
+                    delivery.lineage = receipt._lineage
+                    delivery.worker = delivery.actor = delivery.context = None
+                    delivery.receipt = delivery.box = None  # type: ignore[assignment]
+                    pending = box.pending
+                    if pending and now < until:
+                        following = pending[0]
+                        del pending[0]
+                        box.held -= 1
+                        following.state = RUNNING
+                        following.worker = self
+                        cell[0] = following
+                        box.running = cell
+                        self.delivery = following
+                    else:
+                        box.running = ()
+                        self.delivery = None
+                        if not pending and not ready:
+                            executor.computing = 0
+                            box = None
+                    # End of section.
+                _payload = _emitted = context = _event = self.coroutine = None
+                if settled:
+                    delivery = following
+                    if delivery is None and box is not None:
+                        delivery = monitor.run(executor.proceed, self, box)
                 else:
-                    status, value, error = self._judge(delivery, error)
-                cancelled = task.cancelling()
-                if cancelled or self.ours:
-                    self.cancelled = cancelled
-                    for _ in range(cancelled):
-                        task.uncancel()
-                delivery = step(executor.advance, self, delivery, status, value, error, ended - started)
-                # Nothing of a delivery may be kept alive by this frame (G18).
-                value = error = None
-                if self.cancelled:
-                    return
-                self.ours = 0
-                self.expired = False
-        except asyncio.CancelledError:
-            # Between two handlers; during one it is the handler's.
-            step(executor.pause)
+                    delivery = self.settle(delivery, value, error)
         finally:
-            executor.slots.pop(self, None)
+            # A traceback may hold this frame, and the frame nothing that is settled (G18).
+            cell[0] = self.delivery
+            delivery = following = _payload = _emitted = context = receipt = _event = value = error = box = None
 
-    def over(self, _: object) -> None:
-        """The task has ended; if it was cancelled before it could begin, somebody else has to."""
-        if not self.begun:
-            self.executor.slots.pop(self, None)
-            self.executor.engine.look(self._give_back)
-
-    def _give_back(self) -> None:
-        if self.executor.roused:
-            self.executor.pause()
+    def settle(self, delivery: Delivery, value: Any, error: BaseException | None) -> Delivery | None:
+        """A call has ended: say what came of it; gives the next delivery."""
+        executor = self.executor
+        self.coroutine = None
+        executor.spent = ended = primitives.monotonic()
+        if error is None and not self.expired:
+            status = Status.DELIVERED
+        else:
+            status, value, error = self._judge(delivery, error)
+        cancelled = self.task.cancelling()
+        if cancelled or self.ours:
+            self.cancelled = cancelled
+            for _ in range(cancelled):
+                self.task.uncancel()
+        following = executor.engine.monitor.run(
+            executor.advance, self, delivery, status, value, error, ended - self.started
+        )
+        self.ours = 0
+        self.expired = False
+        return following
 
     def _judge(self, delivery: Delivery, error: BaseException | None) -> tuple[Status, Any, BaseException | None]:
         """The outcome of a call that did not end well; errors are reported before the delivery is settled."""
@@ -468,15 +725,22 @@ def _as_coroutine(value: Any, name: str) -> Any:
 
 
 @types.coroutine
-def _rest(slot: Slot, context: Context, yielded: Any) -> Generator[Any, Any, Any]:
+def _rest(slot: Slot) -> Generator[Any, Any, Any]:
     """Go on with a coroutine that has suspended: every step and every exception within its delivery's context."""
-    run: Any = context.run
+    run: Any = slot.context.run
     coroutine: Any = slot.coroutine
+    yielded, slot.yielded, slot.context = slot.yielded, None, None
+    cancelling = slot.task.cancelling
     argument: Any
     go_on: Any
     try:
         while True:
             try:
+                if slot.interrupted:
+                    slot.interrupted = False
+                    # As asyncio does it: what is awaited is cancelled, if it can be.
+                    if not (hasattr(yielded, "_asyncio_future_blocking") and yielded.cancel()):
+                        raise asyncio.CancelledError
                 argument = yield yielded
                 go_on = coroutine.send
             except GeneratorExit:
@@ -486,13 +750,17 @@ def _rest(slot: Slot, context: Context, yielded: Any) -> Generator[Any, Any, Any
             except BaseException as error:
                 argument = error
                 go_on = coroutine.throw
+            before = cancelling()
             try:
                 yielded = run(go_on, argument)
             except StopIteration as stop:
                 return stop.value
+            finally:
+                if cancelling() > before:
+                    slot.ours += cancelling() - before
     finally:
         # An error's traceback holds its frames, they hold this one, and the context leads to the error: no cycle (G18).
-        del run, context, coroutine
+        del run, coroutine
         argument = go_on = yielded = None
 
 
@@ -511,8 +779,13 @@ def _strip(error: BaseException) -> BaseException:
 
 
 _Task: Any = asyncio.Task
+DELIVERED = Status.DELIVERED
+_enter_task: Any = asyncio.tasks._enter_task
+_leave_task: Any = asyncio.tasks._leave_task
+_register_task: Any = asyncio.tasks._register_task
+_unregister_task: Any = asyncio.tasks._unregister_task
 _Native: Any = types.CoroutineType
-_OWN = (Slot.run.__code__, _enter.__code__, _rest.__code__)
+_OWN = (Slot.run.__code__, Slot.drain.__code__, _enter.__code__, _rest.__code__)
 
 
 def executor_of(engine: Engine, loop: AbstractEventLoop) -> LoopExecutor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from eventbus.lowlevel import Flow, OptionArguments
 
     from ._bus import AsyncEventBus
+    from ._flow import Holder
     from ._runner import LoopExecutor
     from ._subscription import Subscription
 
@@ -78,6 +79,7 @@ class BaseService(ServiceCore):
         super().__init__(*args, **options)
         self.event_bus = face_of(self._given_bus)
         self._home: LoopExecutor | None = None
+        self._flows: Holder = set()
 
     def start(self) -> Acted[None]:
         """Start it, now: STARTING, ``_start()``, RUNNING. Idempotent; callers at the same time share one start.
@@ -136,7 +138,7 @@ class BaseService(ServiceCore):
 
     def _begin(self, flow: Flow[None], what: str) -> Acted[None]:
         name = f"the {what} of the service {self.name!r}"
-        return begin_flow(self.event_bus._binding, self._at_home(flow), name, self._home)
+        return begin_flow(self.event_bus._binding, self._at_home(flow), name, self._flows, self._home)
 
     def _at_home(self, flow: Flow[None]) -> Flow[None]:
         """Note the loop on which it runs."""
@@ -147,7 +149,7 @@ class BaseService(ServiceCore):
         answer: Any = self._on_error(error)
         if isinstance(answer, Awaitable):
             waiting = cast("Awaitable[object]", answer)
-            self._in_loop(lambda: keep(asyncio.ensure_future(self._report(waiting))))
+            self._in_loop(lambda: keep(asyncio.get_running_loop().create_task(self._report(waiting)), self._flows))
 
     async def _report(self, answer: Awaitable[object]) -> None:
         try:
@@ -165,7 +167,7 @@ class BaseService(ServiceCore):
         return self._lifecycle.subscribe(register)
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
-        running = Running(self._lifecycle.engine, make(), f"the restart of the service {self.name!r}")
+        running = Running(self._lifecycle.engine, make(), f"the restart of the service {self.name!r}", self._flows)
         self._in_loop(running.begin_there)
 
     def _in_loop(self, work: Callable[[], None]) -> None:

@@ -40,6 +40,7 @@ ENVIRONMENT: dict[str, Any] = {
     "cores": 2,
     "rounds": 7,
     "when": "today",
+    "load": "0 and 1",
     "arguments": "",
     "versions": {"eventbus": "1"},
 }
@@ -239,7 +240,8 @@ def test_numbers_have_three_digits_that_matter(figure: float, text: str) -> None
     assert report.number(figure) == text
 
 
-def test_files_are_written_and_drawn_anew(tmp_path: Path) -> None:
+def test_files_are_written_and_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "verdicts", list)
     written = report.write(tmp_path, [result(ours=[100], pool=[400])], ENVIRONMENT)
     assert {each.name for each in written} == {"results.json", "results.md", "thread-to-thread-1.svg"}
     before = (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -264,7 +266,7 @@ def test_one_event_is_the_difference_by_n() -> None:
     assert counts.difference({"instructions": 1000}, {"instructions": 1500, "locks": 1}, 10) == {"instructions": 50}
 
 
-def test_the_readme_has_room_for_the_tables() -> None:
+def test_the_readme_has_room_for_the_tables(tmp_path: Path) -> None:
     readme = counts.README.read_text(encoding="utf-8")
     now = {"inline": {"instructions": 900.0}, "thread to thread": {"instructions": 1000.0, "locks": 2.0}}
     features = {
@@ -276,6 +278,7 @@ def test_the_readme_has_room_for_the_tables() -> None:
         "python": "y",
         "before_when": "z",
         "before": {},
+        "noise": {"thread to thread": 0.001},
         "now": now,
         "features": features,
     }
@@ -283,6 +286,12 @@ def test_the_readme_has_room_for_the_tables() -> None:
     assert "| thread to thread | – | 1,000 | – | – | – | 2.00 | – | – |" in text
     assert "| thread to thread | lanes | +1.0% | met | +50.0% |" in text
     assert counts.replace_tables(text, document) == text
+    kept = tmp_path / "counts.json"
+    assert counts.verdicts(kept) == []
+    kept.write_text(json.dumps(document), encoding="utf-8")
+    assert [each.verdict for each in counts.verdicts(kept)] == [goals.MET]
+    kept.write_text(json.dumps({**document, "noise": {"thread to thread": 0.03}}), encoding="utf-8")
+    assert [each.verdict for each in counts.verdicts(kept)] == [counts.NOT_SETTLED]
     with pytest.raises(ValueError, match="must hold"):
         counts.replace_tables("nothing", document)
 
@@ -292,7 +301,8 @@ def test_the_readme_has_room_for_the_tables() -> None:
 
 @pytest.fixture
 def ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peers cannot be imported, and what is large is small."""
+    """Peers cannot be imported, what is large is small, and idle threads end soon."""
+    monkeypatch.setattr("eventbus._engine.dispatcher.IDLE_SECONDS", 0.05)
     for name in PEERS:
         monkeypatch.setitem(sys.modules, f"benchmarks.peers.{name}", None)
     for name in ("SUBSCRIPTIONS", "TOPICS", "PATTERNS"):

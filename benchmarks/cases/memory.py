@@ -47,7 +47,7 @@ def subscription(n: int) -> dict[str, float]:
         with traced() as grown:
             for topic in topics:
                 bus.on(topic, nothing)
-            return {"bytes": grown() / n}
+            return {"memory": grown() / n}
 
 
 def listener(n: int) -> dict[str, float]:
@@ -58,7 +58,7 @@ def listener(n: int) -> dict[str, float]:
     with traced() as grown:
         for name in names:
             emitter.add_listener(name, nothing)
-        return {"bytes": grown() / n}
+        return {"memory": grown() / n}
 
 
 class Stuck:
@@ -84,7 +84,7 @@ def pending(n: int) -> dict[str, float]:
             with traced() as grown:
                 for _ in range(n):
                     bus.emit("work")
-                return {"bytes": grown() / n}
+                return {"memory": grown() / n}
         finally:
             stuck.over.set()
 
@@ -98,7 +98,7 @@ def submitted(n: int) -> dict[str, float]:
             with traced() as grown:
                 for _ in range(n):
                     pool.submit(stuck, None)
-                return {"bytes": grown() / n}
+                return {"memory": grown() / n}
         finally:
             stuck.over.set()
 
@@ -108,7 +108,7 @@ def queued(n: int) -> dict[str, float]:
     with traced() as grown:
         for _ in range(n):
             items.put(None)
-        return {"bytes": grown() / n}
+        return {"memory": grown() / n}
 
 
 def subscriptions() -> list[Contender | Missing]:
@@ -130,7 +130,7 @@ def events() -> list[Contender | Missing]:
     ]
 
 
-METRICS = (Metric("bytes", "bytes", "memory for one"),)
+METRICS = (Metric("memory", "bytes", "allocated for one"),)
 
 CASES = [
     Case(

@@ -112,6 +112,7 @@ class Engine:
         self.leftovers: dict[int, Mailbox] = {}  # ended or draining subscriptions with calls that go on
         self.problems: list[tuple[HandlerError, str]] = []
         self.closed_report: CloseReport | None = None
+        self.homeless = 0  # deliveries cancelled at the begin of the close because no loop runs their handlers
 
     # Emit
 
@@ -1061,7 +1062,7 @@ class Engine:
             self.state = CLOSING
             for box in self._all_boxes():
                 if box.executor is None and not box.inline:
-                    self.cancel_pending(box)
+                    self.homeless += self.cancel_pending(box)
         return self.closed_report is not None
 
     def end_close(self, actor: Any) -> CloseReport:
@@ -1085,7 +1086,7 @@ class Engine:
             if owner is not None:
                 everything = self._all_unsettled()
                 spared.update(set(everything) - live_from(everything, without=owner))
-            cancelled = 0
+            cancelled = self.homeless
             stuck: list[str] = []
             for box in self._all_boxes():
                 for delivery in list(box.running):
@@ -1108,11 +1109,12 @@ class Engine:
 
     def finish_at_exit(self) -> None:
         """The interpreter exits: run what is pending for plain functions, for as long as ``exit_timeout``."""
+        closed = self.closed_report is not None
         lost = self.monitor.run(self._drop_loops)
-        busy = self.look(self._all_unsettled)
         report = self.close(self.options.exit_timeout)
-        lost += report.cancelled
-        if busy and lost:
+        if not closed:
+            lost += report.cancelled
+        if lost:
             log.warning("the bus %r cancelled %d deliveries because the interpreter exits", self.name, lost)
 
     def _drop_loops(self) -> int:

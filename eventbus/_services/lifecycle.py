@@ -145,8 +145,8 @@ class Lifecycle:
     def _bring_up(self, turn: Turn) -> Flow[None]:
         self.scope = ScopeCore()
         self._change(turn, ServiceStatus.STARTING)
-        self._publish()
         try:
+            self._publish()
             yield Call(self.hooks.start)
             self._up = True
             # Last, so that these handlers find what _start has made.
@@ -161,8 +161,7 @@ class Lifecycle:
                 yield from self._withdraw()
             except DeadlockError:
                 pass  # all of it is cancelled; the caller will hear of what came first
-            if self._up:
-                yield from self._take_down()
+            yield from self._take_down()
             self._change(turn, ServiceStatus.ERROR, f"{type(error).__name__}: {error}")
             raise
         self._change(turn, ServiceStatus.RUNNING)
@@ -170,27 +169,36 @@ class Lifecycle:
 
     def _stopping(self, turn: Turn) -> Flow[None]:
         self._change(turn, ServiceStatus.STOPPING)
-        self._publish()
-        try:
+        error: BaseException | None = None
+        # Whatever one of them raises, the others are done.
+        for step in (self._tell, self._withdraw, self._end):
             try:
-                yield from self._withdraw()
-            finally:
-                if self._up:
-                    self._up = False
-                    yield Call(self.hooks.stop)
-        except GeneratorExit:
-            self._change(turn, ServiceStatus.ERROR, "its stop was abandoned")
-            self._publish()
-            raise
-        except BaseException as error:
+                yield from step()
+            except GeneratorExit:
+                self._cancel_all()
+                self._change(turn, ServiceStatus.ERROR, "its stop was abandoned")
+                self._publish()
+                raise
+            except BaseException as raised:
+                error = error or raised
+        if error is not None:
             self._change(turn, ServiceStatus.ERROR, f"{type(error).__name__}: {error}")
-            raise
+            raise error
         self._change(turn, ServiceStatus.STOPPED)
+
+    def _tell(self) -> Flow[None]:
+        self._publish()
+        yield from ()
+
+    def _end(self) -> Flow[None]:
+        """Call ``_stop``, if ``_start`` has succeeded."""
+        if self._up:
+            self._up = False
+            yield Call(self.hooks.stop)
 
     def _restarting(self, turn: Turn) -> Flow[None]:
         yield from self._withdraw()
-        if self._up:
-            yield from self._take_down()
+        yield from self._take_down()
         try:
             yield from self._bring_up(turn)
         except Exception:
@@ -210,10 +218,9 @@ class Lifecycle:
             log.error("a restart of the service %r has failed", self.name, exc_info=ended[0].error)
 
     def _take_down(self) -> Flow[None]:
-        """Call ``_stop`` on the way to something else; its error is logged and stops nothing."""
-        self._up = False
+        """The same on the way to something else; its error is logged and stops nothing."""
         try:
-            yield Call(self.hooks.stop)
+            yield from self._end()
         except Exception as error:
             log.error("_stop of the service %r raised", self.name, exc_info=error)
 

@@ -13,7 +13,8 @@ from .._engine.flow import drive
 from .._errors import OptionError, OptionTypeError, TopicError
 from .._values.options import check_count, check_timeout
 from .._values.topic import Topic, check_pattern, matches
-from .recorder import Wait, awaited, open_recorder, unexpected
+from .recorder import open_recorder
+from .waits import Wait, awaited, unexpected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

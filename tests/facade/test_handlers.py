@@ -576,3 +576,28 @@ def test_a_bus_task_that_is_cancelled_comes_back() -> None:
             settled(bus)
 
     run(main())
+
+
+@pytest.mark.parametrize("suspend", [True, False])
+def test_g14_handlers_that_cancel_themselves_hold_nobody_up(suspend: bool) -> None:
+    """The pause after a cancellation is for those that come from outside, as when a loop ends."""
+
+    async def main() -> None:
+        async def handler(payload: Any) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            if suspend:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.sleep(BOUND)
+
+        async with AsyncEventBus() as bus:
+            bus.on("a", handler)
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            receipts = [bus.emit("a", n) for n in range(200)]
+            await asyncio.gather(*receipts)
+            assert loop.time() - begun < 200 * 0.05 / 2
+            assert {each.outcomes[0].status for each in receipts} == {Status.CANCELLED}
+
+    run(main())

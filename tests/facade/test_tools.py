@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from kit import BOUND, settled
+from kit import BOUND, Gate, settled
 from loops import AsyncGate, others, passes, run, until
 
 from eventbus import DeadlockError, Event, EventBus, EventTimeoutError, ServiceError, UnexpectedEventError
@@ -616,6 +616,80 @@ def test_a_start_that_its_loop_cancels_is_an_error_and_leaves_nothing() -> None:
         assert service.status is ServiceStatus.ERROR
         assert bus.handlers("echo") == ()
         await bus.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("what", ["start", "stop"])
+def test_what_is_left_behind_in_a_closed_loop_is_abandoned(what: str) -> None:
+    """G13: nothing waits for what a loop that is gone would have to do."""
+    bus = AsyncEventBus()
+    service = Echo(bus)
+    gate = AsyncGate()
+
+    async def begin() -> None:
+        if what == "start":
+            service.gate = gate
+            service.start()
+            await until(lambda: gate.inside)
+        else:
+            await service.start()
+            service.subscribe("t", gate)
+            bus.emit("t")
+            await until(lambda: gate.inside)
+            service.stop()
+            await passes()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    for task in service._flows:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+
+    async def again() -> None:
+        service.gate = None
+        await service.start()
+        assert (await bus.emit("echo", 1)).results() == [1]
+        assert len(bus.handlers("echo")) == 1
+        await service.stop()
+        await bus.close()
+
+    run(again())
+    assert service.status is ServiceStatus.STOPPED
+
+
+def test_the_core_s_service_does_not_block_a_loop() -> None:
+    import eventbus
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            with Gate() as gate:
+
+                class Plain(eventbus.BaseService):
+                    def _start(self) -> None:
+                        self.subscribe("t", gate)
+
+                heard: list[Any] = []
+
+                async def hear(change: Any) -> None:
+                    heard.append(change["status"])
+
+                bus.on("service/status", hear)
+                service = Plain(bus)
+                begun = time.monotonic()
+                service.start()  # the handler of its status events needs this very loop
+                assert time.monotonic() - begun < 0.9
+                bus.emit("t", 1)
+                await asyncio.to_thread(gate.entered)
+                with pytest.raises(DeadlockError, match="would block the event loop"):
+                    service.stop()
+                assert service.status == "running"
+                gate.open()
+                await bus.drain()
+                service.stop()
+                assert service.status == "stopped"
+            await bus.drain()
+            assert heard == FULL
 
     run(main())
 

@@ -472,6 +472,53 @@ def test_inline_handlers_of_status_events_may_stop_it(bus: EventBus) -> None:
     assert seen == FULL
 
 
+@pytest.mark.parametrize("at", FULL)
+def test_what_an_inline_handler_of_status_events_lets_pass_leaves_no_half_made_state(bus: EventBus, at: str) -> None:
+    """G5: SystemExit passes to the emitter, which here is who starts or stops."""
+    from eventbus import BaseService
+
+    changes: list[str] = []
+
+    def react(change: dict[str, Any]) -> None:
+        changes.append(str(change["status"]))
+        if change["status"] == at:
+            raise SystemExit(at)
+
+    class Made(BaseService):
+        def _start(self) -> None:
+            self.subscribe("t", listen)
+
+    quitter = bus.on("service/status", react, inline=True)
+    service = Made(bus)
+    with pytest.raises(SystemExit):
+        service.start()
+        service.stop()
+    quitter.cancel()
+    assert service.status == {"starting": "error", "running": "running", "stopping": "error", "stopped": "stopped"}[at]
+    assert len(bus.handlers("t")) == (at == "running")
+    assert changes[-1] == service.status
+    service.start()
+    service.stop()
+    assert service.status == "stopped"
+
+
+def test_a_subscription_that_a_stop_overtakes_is_refused(face: Face) -> None:
+    """Half-made: the stop comes between the look at the status and the registration."""
+    service = make(face)
+    face.do(service.start)
+
+    def topics() -> Iterator[str]:
+        if face.loop is None:
+            service.stop()
+        else:
+            face.do(service.stop)
+        yield "t"
+
+    with pytest.raises(ServiceError, match="was stopped"):
+        service.subscribe(topics(), listen)
+    assert face.core.handlers("t") == ()
+
+
 def test_its_own_handler_may_stop_it(bus: EventBus) -> None:
     """G2: it does not wait for the caller's own call."""
     from eventbus import BaseService
