@@ -629,7 +629,7 @@ class Slot:
                     delivery.seq = receipt._seq
                     delivery.uid = receipt._uid
                     delivery.lineage = receipt._lineage
-                    delivery.worker = delivery.actor = delivery.context = None
+                    delivery.worker = delivery.actor = None
                     delivery.receipt = delivery.box = None  # type: ignore[assignment]
                     pending = box.pending
                     if pending and now < until:

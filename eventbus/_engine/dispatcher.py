@@ -123,7 +123,19 @@ class Executor:
 class Worker:
     """One thread of the pool."""
 
-    __slots__ = ("actor", "begun", "blocked", "cell", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
+    __slots__ = (
+        "actor",
+        "begun",
+        "blocked",
+        "cell",
+        "claims",
+        "delivery",
+        "pool",
+        "seen",
+        "sleeper",
+        "thread",
+        "waits",
+    )
 
     def __init__(self, pool: Dispatcher) -> None:
         self.pool = pool
