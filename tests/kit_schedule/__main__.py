@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
     run.add_argument("names", nargs="+", help="programs, or `pairs`, `triples`")
-    run.add_argument("--grain", default="seam", choices=("seam", "line", "instruction"))
+    run.add_argument("--grain", default="seam", choices=("seam", "switch", "line"))
     run.add_argument("--bound", type=int, default=2)
     run.add_argument("--pct", type=int, default=0)
     run.add_argument("--seed", type=int, default=1)

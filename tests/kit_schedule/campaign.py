@@ -90,12 +90,13 @@ def stages(seconds: float) -> Iterator[list[Job]]:
     lying = [f"lying/{name}" for name in LYING]
     yield share(two, 0.1, "seam", 1)
     yield share(lying, 0.05, "seam", 2)
-    yield share(two, 0.15, "seam", 2)
-    yield share(two, 0.2, "line", 1)
-    yield share(three, 0.15, "seam", 1)
-    yield share([*HARDEST], 0.1, "line", 2)
+    yield share(two, 0.1, "seam", 2)
+    yield share(two, 0.2, "switch", 1)
+    yield share(two, 0.1, "line", 1)
+    yield share(three, 0.1, "seam", 1)
+    yield share([*HARDEST], 0.1, "switch", 2)
     for seed in count(1):
-        yield share(three, 0.1, "line", None, seed)
+        yield share(three, 0.1, "switch", None, seed)
         yield share(two, 0.05, "seam", None, seed)
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from .baton import Scheduler, Stuck
-from .lines import line_points
+from .points import points_within
 from .seam import swapped
 from .strategies import Replay, Strategy
 
@@ -98,13 +98,13 @@ def explore(
     schedules: int = 1_000_000,
     seconds: float = 1e9,
 ) -> Result:
-    """Run a program under the schedules of a strategy. ``grain``: ``"seam"``, ``"line"`` or ``"instruction"``."""
+    """Run a program under the schedules of a strategy. ``grain``: ``"seam"``, ``"switch"`` or ``"line"``."""
     result = Result(program.name, f"{grain} {what or type(strategy).__name__}")
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(swapped())
-        wrap = None if grain == "seam" else stack.enter_context(line_points(grain == "instruction"))
+        stack.enter_context(swapped(sections=grain != "line"))
+        wrap = None if grain == "seam" else stack.enter_context(points_within(grain))
         while True:
             strategy.begin()
             sched = Scheduler(strategy, wrap, program.lies)

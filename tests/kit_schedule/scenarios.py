@@ -111,6 +111,11 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "emits": Operation(_nothing, lambda world: _emits(world, "t", 2)),
     "canceldrain": Operation(_nothing, lambda world: world.cancel("A", drain=True)),
+    "second": Operation(_once("Q", lambda world: world.on("Q", "t")), lambda world: world.cancel("Q", wait=True)),
+    "tired": Operation(
+        _once("Z", lambda world: world.on("Z", "z", act=lambda _: world.sched.sleep(0.01))),
+        lambda world: _emits(world, "z", 3),
+    ),
     "block": _full("block"),
     "oldest": _full("drop_oldest"),
     "newest": _full("drop_newest"),
@@ -196,6 +201,8 @@ def program(name: str) -> Program:
         if "warm" in ways:
             world.wait(world.emit("t"))
             world.drain()
+            for topic in {topic for sub in world.subs.values() for topic in sub.topics}:
+                world.bus.handlers(topic)  # its route is found
         world.run(
             *((f"{each}-{place}", lambda each=each: OPERATIONS[each].act(world)) for place, each in enumerate(names))
         )  # type: ignore[misc]
@@ -210,6 +217,7 @@ def pairs() -> list[str]:
         names.append(f"{extra}+{extra}")
         names.extend(f"{extra}+{other}" for other in ("emits", "cancelwait", "drain", "close") if other != extra)
     names.extend(f"{policy}+cancelfull" for policy in ("block", "oldest", "latest", "impatient"))
+    names.extend(f"warm/{extra}+emits" for extra in EXTRA)
     return names
 
 

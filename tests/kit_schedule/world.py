@@ -23,6 +23,7 @@ __all__ = ["Call", "Emit", "Sub", "World"]
 
 CALLED = ("delivered", "failed", "timed_out")  # a handler was called for these, once
 ENDLESS = 1 << 60
+CLOSE_TIMEOUT = 10.0  # of a bus that was not told otherwise, in virtual seconds
 
 
 @dataclass(eq=False)
@@ -82,6 +83,7 @@ class World:
     closed: int = ENDLESS
     gate: bool = False
     closed_inside: bool = False
+    impatient: bool = False  # a close may have cancelled something
 
     def __post_init__(self) -> None:
         self.bus = EventBus("explored", **self.options)
@@ -141,6 +143,9 @@ class World:
         record.receipt = receipt
         record.end = self.now()
         assert receipt.deliveries is not None
+        for sub in self.subs.values():
+            if sub.options.get("overflow", "block") != "block" and sub.handle is not None:
+                assert sub.handle.stats().pending <= sub.options["max_pending"], f"{sub.name} holds too much (G9)"
         return record
 
     def wait(self, record: Emit | None, timeout: float | None = None) -> None:
@@ -201,7 +206,7 @@ class World:
         task = here()
         inside = task is not None and task.inside > 0
         self.closing = min(self.closing, self.now())
-        self.bus.close()
+        self._close(inside)
         # A handler that has closed the bus goes on afterwards, and its own delivery is settled when it ends.
         exact = not inside and not self.closed_inside
         self.closed_inside |= inside
@@ -213,6 +218,13 @@ class World:
                 )
         late = self.emit()
         assert late is None, "an emit was accepted after close() had returned"
+
+    def _close(self, inside: bool = False) -> Any:
+        began = self.sched.now
+        report = self.bus.close()
+        late = self.sched.now - began >= CLOSE_TIMEOUT
+        self.impatient |= late or inside or "start" in self.sched.lies
+        return report
 
     def stream(self, name: str, topic: str) -> None:
         """Open a stream; what it is read of is judged like calls."""
@@ -263,7 +275,7 @@ class World:
             self._come_to_rest()
             self.judge_counts()
         self.closing = min(self.closing, self.now())
-        report = self.bus.close()
+        report = self._close()
         assert report.stuck == () or self.closed != ENDLESS, report
         self._come_to_rest()
         self.judge_counts()
@@ -304,7 +316,6 @@ class World:
             assert call.end != ENDLESS, f"a call of {call.sub.name} has not ended"
             calls.setdefault((call.sub, call.number), []).append(call)
         by_id = {sub.handle.id: sub for sub in self.subs.values()}
-        closing = self.closing
         for each in self.emits:
             receipt = each.receipt
             if receipt is None:
@@ -320,7 +331,7 @@ class World:
             for sub in self.subs.values():
                 if each.topic not in sub.topics:
                     assert sub not in reached
-                elif sub.end < each.begin and each.end < min(sub.cancel_begin, closing):
+                elif sub.end < each.begin and each.end < sub.cancel_begin:
                     assert sub in reached, f"emit {each.number} missed {sub.name} (G1, G3)"
                 elif each.end < sub.begin or min(sub.cancel_end, self.closed) < each.begin:
                     assert sub not in reached, f"emit {each.number} reached {sub.name} out of its time (G2, G3)"
@@ -346,7 +357,8 @@ class World:
             assert made == 1 or (made == 0 and status == "timed_out"), what
         elif status == "cancelled":
             assert made <= 1, what
-            assert sub.cancel_begin != ENDLESS or self.closing != ENDLESS, f"{what}, and nobody cancelled it"
+            # A close drains: it cancels what is left when its time is up, or waits for the handler that closes.
+            assert sub.cancel_begin != ENDLESS or self.impatient, f"{what}, and nobody cancelled it"
             assert made == 0 or self.closed != ENDLESS, what
         else:
             assert made == 0, what
