@@ -7,7 +7,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
 
 from ._engine.buffer import Filler, StreamMailbox
-from ._engine.engine import CLOSED, OPEN, Engine
+from ._engine.closing import CLOSED, OPEN, close, refuse_close_on_loop
+from ._engine.draining import drain
+from ._engine.engine import Engine
 from ._engine.mailbox import ACTIVE
 from ._engine.receipt import Receipt, group_errors
 from ._engine.subscription import Handle, Subscription
@@ -430,7 +432,7 @@ class EventBus:
             EventTimeoutError: Names what is unsettled after ``timeout`` seconds.
             DeadlockError: It would block an event loop's own thread.
         """
-        self._engine.drain(check_timeout(timeout))
+        drain(self._engine, check_timeout(timeout))
 
     def close(self, timeout: float | Default | None = default) -> CloseReport:
         """Drain, then end: emits raise, streams end, threads stop. May be called again, from anywhere.
@@ -447,8 +449,8 @@ class EventBus:
         engine = self._engine
         limit = engine.options.close_timeout if isinstance(timeout, Default) else check_timeout(timeout)
         if engine.state != CLOSED and limit != 0:
-            engine.refuse_close_on_loop()
-        return engine.close(limit)
+            refuse_close_on_loop(engine)
+        return close(engine, limit)
 
     def __enter__(self) -> Self:
         return self

@@ -369,7 +369,7 @@ class LoopExecutor(Executor):
         engine = self.engine
         if self in engine.executors:
             engine.executors.remove(self)
-        for box in engine._all_boxes():
+        for box in engine.all_boxes():
             if box.executor is self:
                 running = list(box.running)
                 if box.home is None or box.state != ACTIVE:
@@ -414,7 +414,7 @@ class LoopExecutor(Executor):
 
     def after_fork(self) -> None:
         self.gone = True
-        for box in self.engine._all_boxes():
+        for box in self.engine.all_boxes():
             if box.executor is self:
                 box.attach(None)
                 if box.home is None:

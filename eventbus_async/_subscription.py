@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eventbus import EventTimeoutError
-from eventbus.lowlevel import Handle, check_timeout
+from eventbus.lowlevel import Handle, check_timeout, quiet_waiter
 
 from ._await import Driven, Ended, Waiting, again
 from ._binding import actor
@@ -84,7 +84,7 @@ def end_of(handle: Handle, binding: Binding, wait: bool, timeout: float | None, 
     box = handle._box
     engine = box.engine
     ended = engine.cancel(box, drain)
-    waiter = engine.quiet_waiter(box, actor()) if wait or drain else None
+    waiter = quiet_waiter(box, actor()) if wait or drain else None
 
     async def quiet() -> bool:
         if waiter is not None and not await Waiting(engine, again(waiter), timeout):

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from eventbus._engine import engine as engine_module
 from eventbus._engine import closing, draining, primitives, subscription, waits
+from eventbus._engine import engine as engine_module
 from eventbus._engine.delivery import LINED, RUNNING, SETTLED
 from eventbus._engine.dispatcher import Dispatcher, Worker
 from eventbus._engine.engine import Engine
