@@ -35,9 +35,9 @@ from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
 from ._engine.monitor import Interrupted as Interrupted
 from ._engine.subscription import Handle as Handle
-from ._engine.waits import ALL as ALL
 from ._engine.turn import REFUSED as REFUSED
 from ._engine.turn import turn as turn
+from ._engine.waits import ALL as ALL
 from ._engine.waits import Waiter as Waiter
 from ._engine.waits import begin as begin
 from ._engine.waits import end as end
