@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from .baton import Scheduler, Stuck
+from .loops import janus_swapped
 from .points import points_within
 from .seam import swapped
 from .strategies import Replay, Strategy
@@ -73,16 +74,18 @@ class Result:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No garbage collection at moments of its own choice, no logging: neither is part of the schedule."""
-    log = logging.getLogger("eventbus")
-    disabled, log.disabled = log.disabled, True
+    logs = [logging.getLogger(name) for name in ("eventbus", "asyncio")]
+    disabled = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     gc.freeze()
     try:
         yield
     finally:
-        log.disabled = disabled
+        for log, before in zip(logs, disabled, strict=True):
+            log.disabled = before
         gc.unfreeze()
         if enabled:
             gc.enable()
@@ -104,6 +107,7 @@ def explore(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(swapped(sections=grain != "line"))
+        stack.enter_context(janus_swapped())
         wrap = None if grain == "seam" else stack.enter_context(points_within(grain))
         while True:
             strategy.begin()

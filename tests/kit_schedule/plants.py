@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from eventbus._engine import engine as engine_module
-from eventbus._engine import primitives, waits
+from eventbus._engine import closing, draining, primitives, subscription, waits
 from eventbus._engine.delivery import LINED, RUNNING, SETTLED
 from eventbus._engine.dispatcher import Dispatcher, Worker
 from eventbus._engine.engine import Engine
@@ -118,8 +118,8 @@ def a_wait_that_checks_before_the_lock() -> Any:
         return early
 
     stack = _Several()
-    for module in ("eventbus._engine.receipt", "eventbus._engine.engine", "eventbus._engine.subscription"):
-        stack.add(module, "sleep", make(waits.sleep))
+    for module in ("receipt", "engine", "subscription", "draining", "closing"):
+        stack.add(f"eventbus._engine.{module}", "sleep", make(waits.sleep))
     return stack
 
 
@@ -140,21 +140,21 @@ def a_drain_lines_up_after_its_look() -> Any:
     """Its waiter is enlisted outside of the step in which it saw that there is something to wait for."""
 
     def make(enlist: Any) -> Any:
-        def later(self: Any, waiter: Any, begin: bool) -> None:
+        def later(engine: Any, waiter: Any, begin: bool) -> None:
             if begin:
-                self.monitor.after.append(lambda: enlist(self, waiter, True))
+                engine.monitor.after.append(lambda: enlist(engine, waiter, True))
             else:
-                enlist(self, waiter, False)
+                enlist(engine, waiter, False)
 
         return later
 
-    return _instead(Engine, "_enlist_drain", make)
+    return _instead(draining, "enlist_drain", make)
 
 
 @plant("drain+drain", "drain+emits")
 def a_drain_forgets_older_epochs() -> Any:
     """It waits only for what was emitted since the last drain began."""
-    return _instead(Engine, "_new_epoch", lambda new: lambda self: new(self)[-1:])
+    return _instead(draining, "new_epoch", lambda new: lambda engine: new(engine)[-1:])
 
 
 # Settling
@@ -259,7 +259,7 @@ def two_cancels_were_the_one() -> Any:
 def a_waiting_cancel_does_not_wait() -> Any:
     """cancel(wait=True) returns although the handler still runs."""
     return _instead(
-        Engine, "quiet_waiter", lambda make: lambda self, box, actor: _with(make(self, box, actor), ready=lambda: True)
+        subscription, "quiet_waiter", lambda make: lambda box, actor: _with(make(box, actor), ready=lambda: True)
     )
 
 
@@ -461,13 +461,13 @@ def close_does_not_drain() -> Any:
     """It ends everything as soon as it has begun."""
 
     def make(waiter_of: Any) -> Any:
-        def hasty(self: Any, actor: Any) -> Any:
-            waiter = waiter_of(self, actor)
-            return _with(waiter, ready=lambda: True) if self.state else waiter
+        def hasty(engine: Any, actor: Any) -> Any:
+            waiter = waiter_of(engine, actor)
+            return _with(waiter, ready=lambda: True) if engine.state else waiter
 
         return hasty
 
-    return _instead(Engine, "drain_waiter", make)
+    return _instead(closing, "drain_waiter", make)
 
 
 # The hot path: its sections rely on what they look at, and on nothing coming between.

@@ -22,12 +22,13 @@ from types import CodeType, FrameType
 from typing import Any
 
 import eventbus
+import eventbus_async
 
 from .baton import here
 
 __all__ = ["points_within", "switches"]
 
-ENGINE = str(Path(eventbus.__file__).parent / "_engine") + "/"
+WATCHED = (str(Path(eventbus.__file__).parent / "_engine") + "/", str(Path(eventbus_async.__file__).parent) + "/_")
 TOOL = 4  # of the six that there can be; no known tool has it
 SKIPPED = ("process.py", "primitives.py", "latency.py", "__init__.py")  # hold nothing that emits share
 
@@ -40,7 +41,7 @@ _tables: dict[CodeType, frozenset[int]] = {}
 
 def watched(filename: str) -> bool:
     """Whether code of this file has points."""
-    return filename.startswith(ENGINE) and not filename.endswith(SKIPPED)
+    return filename.startswith(WATCHED) and not filename.endswith(SKIPPED)
 
 
 def switches(code: CodeType) -> frozenset[int]:

@@ -23,6 +23,7 @@ __all__ = ["Call", "Emit", "Sub", "World"]
 
 CALLED = ("delivered", "failed", "timed_out")  # a handler was called for these, once
 ENDLESS = 1 << 60
+SERVING = "aserve"  # operations whose name begins thus last until the others have ended
 CLOSE_TIMEOUT = 10.0  # of a bus that was not told otherwise, in virtual seconds
 
 
@@ -55,6 +56,7 @@ class Sub:
     quiet: int = ENDLESS  # when a waiting cancel of somebody else's returned
     first: int = 0  # how many cancels said that it was they
     handle: Any = None
+    gone: bool = False  # its loop has closed
 
     @property
     def serial(self) -> bool:
@@ -85,8 +87,12 @@ class World:
     closed_inside: bool = False
     impatient: bool = False  # a close may have cancelled something
 
+    facade: Any = None  # the asyncio face that has made the bus, or None
+    alone: bool = False  # only loops that wait for the others are left
+
     def __post_init__(self) -> None:
-        self.bus = EventBus("explored", **self.options)
+        self.bus: EventBus = EventBus("explored", **self.options) if self.facade is None else self.facade.bus
+        self.loops: list[Any] = []
         self.emits: list[Emit] = []
         self.subs: dict[str, Sub] = {}
         self.calls: list[Call] = []
@@ -121,13 +127,17 @@ class World:
         try:
             sub.handle = self.bus.on(list(topics), handler, name=name, **options)
         except BusClosedError:
-            assert self.closing <= self.clock, "refused though nobody closes"
+            self.refused()
             del self.subs[name]
             return None
         sub.end = self.now()
         return sub
 
-    def emit(self, topic: str = "t", key: object = None, **arguments: Any) -> Emit | None:
+    def refused(self) -> None:
+        """The bus has said that it is closed."""
+        assert self.closing <= self.clock, "refused though nobody closes"
+
+    def emit(self, topic: str = "t", key: object = None, via: Any = None, **arguments: Any) -> Emit | None:
         """Emit a numbered event. None if the bus has refused it, closed."""
         task = here()
         assert task is not None
@@ -136,9 +146,9 @@ class World:
         record = Emit(len(self.emits), topic, emitter, parent, key, self.now())
         self.emits.append(record)
         try:
-            receipt = self.bus.emit(topic, (record.number, key), **arguments)
+            receipt = (via or self.bus).emit(topic, (record.number, key), **arguments)
         except BusClosedError:
-            assert self.closing <= self.clock, "refused though nobody closes"
+            self.refused()
             return None
         record.receipt = receipt
         record.end = self.now()
@@ -206,10 +216,10 @@ class World:
         task = here()
         inside = task is not None and task.inside > 0
         self.closing = min(self.closing, self.now())
+        self.closed_inside |= inside
         self._close(inside)
         # A handler that has closed the bus goes on afterwards, and its own delivery is settled when it ends.
-        exact = not inside and not self.closed_inside
-        self.closed_inside |= inside
+        exact = not self.closed_inside
         self.closed = min(self.closed, self.now())
         if exact:
             for each in self.emits:
@@ -257,7 +267,20 @@ class World:
     def run(self, *operations: tuple[str, Callable[[], object]]) -> None:
         """Explore these operations, each in a thread of its own; then come to rest, close, and judge."""
         sched = self.sched
-        tasks = [sched.start(lambda do=do: (sched.point(), do()), name) for name, do in operations]  # type: ignore[misc]
+        left = [name for name, _ in operations if not name.startswith(SERVING)]
+        self.alone = not left
+
+        def thread(name: str, do: Callable[[], object]) -> None:
+            sched.point()
+            do()
+            if name in left:
+                left.remove(name)
+            if not left:
+                self.alone = True
+                for loop in self.loops:
+                    loop.release()
+
+        tasks = [sched.start(lambda name=name, do=do: thread(name, do), name) for name, do in operations]  # type: ignore[misc]
         sched.branching = True
         sched.point(lambda: all(task.over for task in tasks))
         sched.branching = False
@@ -359,7 +382,7 @@ class World:
             assert made <= 1, what
             # A close drains: it cancels what is left when its time is up, or waits for the handler that closes.
             assert sub.cancel_begin != ENDLESS or self.impatient, f"{what}, and nobody cancelled it"
-            assert made == 0 or self.closed != ENDLESS, what
+            assert made == 0 or self.closed != ENDLESS or sub.gone, what
         else:
             assert made == 0, what
         if status == "delivered" and made:

@@ -21,7 +21,7 @@ SCALE = float(os.environ.get("EVENTBUS_SCHEDULES_SCALE", "1"))
 @pytest.mark.parametrize("name", pairs())
 def test_pairs_of_operations_keep_every_promise(name: str) -> None:
     """All schedules with one preemption or early time-out, as many as the time allows."""
-    explore(program(name), DepthFirst(1), what="bound 1", seconds=0.08 * SCALE).check()
+    explore(program(name), DepthFirst(1), what="bound 1", seconds=0.06 * SCALE).check()
 
 
 @pytest.mark.parametrize("name", ["emit+cancel", "emit+on", "warm/emit+wait", "cancel+cancel", "warm/emit+cancelwait"])
@@ -56,8 +56,8 @@ BETWEEN = [*HARDEST, "emit+cancel", "on+emit", "emits+emits", "warm/emits+wait",
 @pytest.mark.parametrize("grain", ["switch", "line"])
 def test_a_switch_within_the_engine_breaks_nothing(name: str, grain: str) -> None:
     """Points wherever CPython may switch, the hot path's sections included; at every line, where there are none."""
-    explore(program(name), DepthFirst(1), grain=grain, what="bound 1", seconds=0.3 * SCALE).check()
-    explore(program(name), Pct(3, 1, 10_000), grain=grain, what="pct3 seed 1", seconds=0.3 * SCALE).check()
+    explore(program(name), DepthFirst(1), grain=grain, what="bound 1", seconds=0.2 * SCALE).check()
+    explore(program(name), Pct(3, 1, 10_000), grain=grain, what="pct3 seed 1", seconds=0.2 * SCALE).check()
 
 
 @pytest.mark.soak
