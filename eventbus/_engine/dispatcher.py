@@ -212,17 +212,13 @@ class Worker:
                 if self not in pool.alive:
                     return  # the child of a fork, made in that handler
                 delivery = step(pool.advance, self, delivery, status, value, error, took)
+            if self not in pool.alive:
+                return  # as above
             # Nothing of the last delivery may be kept alive by this frame while it sleeps (G18).
             value = error = None
             # A pool that stopped meanwhile has woken those that were idle then; whoever comes later must not sleep.
             woken = self.sleeper.sleep(0.0 if pool.stopping else IDLE_SECONDS)
-            while step(pool.asleep, self):
-                if not woken or pool.stopping:
-                    if step(pool.leave, self):
-                        return
-                else:  # a wake-up that came twice
-                    woken = self.sleeper.sleep(IDLE_SECONDS)
-            delivery = step(pool.next, self)
+            delivery = step(pool.resume, self, woken)
 
     def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
         """Run the deliveries of a mailbox, one after another, without the lock; gives what to run after that.
@@ -386,16 +382,13 @@ class Dispatcher(Executor):
     def _hopeless(self) -> bool:
         return bool(self.ready) and self.computing == 0 and self.threads < self.max_workers
 
-    def leave(self, worker: Worker) -> bool:
-        """In a step: an idle worker wants to end. False if it was given work just then."""
-        if worker not in self.idle:
-            return False
+    def leave(self, worker: Worker) -> None:
+        """In a step: an idle worker ends."""
         self.idle.remove(worker)
         self.alive.discard(worker)
         self.threads -= 1
         if self.engine.closers:
             notify(self.engine, self.engine.closers)
-        return True
 
     def stop(self) -> list[Worker]:
         """In a step: idle threads end now, busy ones when they become idle. Gives all that are alive."""
@@ -412,9 +405,13 @@ class Dispatcher(Executor):
             worker.thread is not None and worker.thread.ident == ident for worker in tuple(self.alive)
         )
 
-    def asleep(self, worker: Worker) -> bool:
-        """In a step: whether a worker has no place among those that compute."""
-        return worker in self.idle
+    def resume(self, worker: Worker, woken: bool) -> Delivery | None:
+        """In a step: a worker's sleep is over; its next delivery, or None if it ends or has to sleep on."""
+        if worker not in self.idle:
+            return self.next(worker)
+        if self.stopping or not woken:
+            self.leave(worker)
+        return None  # if it was woken, then by a wake-up that came twice
 
     def proceed(self, worker: Worker, box: Mailbox) -> Delivery | None:
         """In a step: a worker has emptied a mailbox, or been at it for long enough; its next delivery."""

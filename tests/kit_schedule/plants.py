@@ -270,17 +270,17 @@ def a_waiting_cancel_does_not_wait() -> Any:
 def a_worker_leaves_with_a_job() -> Any:
     """Between its last look and its leave it may have been given work."""
 
-    def make(leave: Any) -> Any:
-        def blindly(self: Any, worker: Any) -> bool:
-            if worker in self.idle:
-                return bool(leave(self, worker))
-            self.alive.discard(worker)
-            self.threads -= 1
-            return True
+    def make(resume: Any) -> Any:
+        def blindly(self: Any, worker: Any, woken: bool) -> Any:
+            if not woken and worker not in self.idle:
+                self.alive.discard(worker)
+                self.threads -= 1
+                return None
+            return resume(self, worker, woken)
 
         return blindly
 
-    return _instead(Dispatcher, "leave", make)
+    return _instead(Dispatcher, "resume", make)
 
 
 @plant("emit+wait", bound=1)
@@ -334,7 +334,7 @@ def a_thread_that_failed_to_start_still_counts() -> Any:
 @plant("lying/emit+wait", "lying/warm/late+wait", "lying/warm/emit+cancelwait")
 def a_worker_that_wakes_for_nothing_takes_work() -> Any:
     """It does not look whether it has been given a place."""
-    return patch.object(Dispatcher, "asleep", lambda self, worker: False)
+    return patch.object(Dispatcher, "resume", lambda self, worker, woken: self.next(worker))
 
 
 @plant("emit+wait", "emits+wait", "wait+wait", grain="switch")
