@@ -17,7 +17,6 @@ from ._engine.call import TooLate as TooLate
 from ._engine.call import argument as argument
 from ._engine.call import context_of as context_of
 from ._engine.call import enter as enter
-from ._engine.call import report as report
 from ._engine.call import strip as strip
 from ._engine.closing import CLOSED as CLOSED
 from ._engine.closing import close_soon as close_soon
@@ -37,6 +36,7 @@ from ._engine.mailbox import ACTIVE as ACTIVE
 from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
 from ._engine.monitor import Interrupted as Interrupted
+from ._engine.reporting import report as report
 from ._engine.subscription import Handle as Handle
 from ._engine.subscription import quiet_waiter as quiet_waiter
 from ._engine.turn import REFUSED as REFUSED

@@ -38,7 +38,7 @@ from .._values.options import UNSET, check_options
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_patterns, topic_models
 from . import primitives
-from .call import call_inline, tell
+from .call import call_inline
 from .closing import CLOSED, CLOSING, OPEN
 from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here
 from .dispatcher import Dispatcher
@@ -49,6 +49,7 @@ from .monitor import Interrupted, Monitor
 from .process import enrol
 from .receipt import Receipt
 from .registry import Registry, Route
+from .reporting import report_later
 from .timer import Timer
 from .waits import Waiter, deadlock, notify, sleep, stuck_on
 
@@ -463,7 +464,7 @@ class Engine:
         if box.key is not None and keys is not None:
             key, error = keys[box]
             if error is not None:
-                self.report(delivery, error, "key")
+                report_later(self, delivery, error, "key")
                 self.settle(delivery, Status.FAILED, None, error)
                 return
             delivery.key = key
@@ -691,42 +692,8 @@ class Engine:
                 f"the handler {delivery.box.name} took longer than its timeout of {delivery.box.timeout:g} s"
                 f" for {delivery.receipt._topic!r}"
             )
-            self.report(delivery, error, "timeout")
+            report_later(self, delivery, error, "timeout")
             self.settle(delivery, Status.TIMED_OUT, None, error, delivery.box.timeout or 0.0)
-
-    # Errors
-
-    def report(self, delivery: Delivery, error: BaseException, where: str) -> None:
-        """In a step: tell of an error once the step is over."""
-        box = delivery.box
-        self.problems.append((HandlerError(error, delivery.receipt._as_event(), box.handle, where), box.name))
-        self.monitor.after.append(self._tell)
-
-    def _tell(self) -> None:
-        ident = primitives.get_ident()
-        if ident == self.timer.ident or self.dispatcher.between(ident):
-            # on_error is user code, and neither time-outs nor a delivery that is claimed already must wait for it.
-            try:
-                primitives.start_thread(self._tell, f"{self.name}-errors")
-                return
-            except RuntimeError:
-                pass
-        while self.problems:
-            try:
-                problem, name = self.problems.pop(0)
-            except IndexError:
-                return
-            tell(self, problem, name)
-
-    def error_hooks(self, problem: HandlerError) -> list[Callable[[HandlerError], Any]]:
-        """Who wants to hear of an error: the bus's ``on_error``, the service whose subscription it was."""
-        hooks: list[Callable[[HandlerError], Any]] = []
-        if self.options.on_error is not None:
-            hooks.append(self.options.on_error)
-        watcher = self.error_watchers.get(problem.subscription.id)
-        if watcher is not None:
-            hooks.append(watcher)
-        return hooks
 
     # Registration
 
