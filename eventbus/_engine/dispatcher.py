@@ -130,7 +130,7 @@ class Worker:
         "cell",
         "claims",
         "delivery",
-        "pool",
+        "executor",
         "seen",
         "sleeper",
         "thread",
@@ -138,7 +138,7 @@ class Worker:
     )
 
     def __init__(self, pool: Dispatcher) -> None:
-        self.pool = pool
+        self.executor = pool
         self.sleeper = primitives.Sleeper()
         self.thread: threading.Thread | None = None
         self.delivery: Delivery | None = None
@@ -154,7 +154,7 @@ class Worker:
         """In a step: its handler waits inside the bus; it counts against nothing while it does."""
         self.waits += 1
         if self.waits == 1:
-            pool = self.pool
+            pool = self.executor
             pool.threads -= 1
             if self.blocked:
                 pool.retry()  # its slot is given up already, but only now may another thread take its place
@@ -165,13 +165,13 @@ class Worker:
         """In a step: the wait is over. There may be more than ``limit`` until somebody retires."""
         self.waits -= 1
         if self.waits == 0:
-            self.pool.threads += 1
+            self.executor.threads += 1
             if not self.blocked:
-                self.pool.computing += 1
+                self.executor.computing += 1
 
     def sleep_elsewhere(self, sleeper: primitives.Sleeper, timeout: float | None) -> None:
         """Outside of steps: its handler waits inside another bus."""
-        look = self.pool.engine.look
+        look = self.executor.engine.look
         look(self.enter_wait)
         try:
             sleeper.sleep(timeout)
@@ -183,11 +183,11 @@ class Worker:
         if not self.blocked:
             self.blocked = True
             if not self.waits:
-                self.pool.yield_slot()
+                self.executor.yield_slot()
 
     def expire(self, delivery: Delivery) -> None:
         """In a step: its handler is past its time-out; it cannot be killed, but replaced (G7)."""
-        self.pool.engine.expire(delivery)
+        self.executor.engine.expire(delivery)
         if self.delivery is delivery:
             self.block()
 
@@ -197,7 +197,7 @@ class Worker:
 
     def run(self) -> None:
         """The thread's life: claim, call, settle; sleep when there is nothing; end when that lasts."""
-        pool = self.pool
+        pool = self.executor
         engine = pool.engine
         step = engine.monitor.run
         if not step(pool.begin, self):
@@ -225,7 +225,7 @@ class Worker:
 
         A section settles one and claims the next, see :func:`turn`; where more is to be done, a step does it.
         """
-        pool = self.pool
+        pool = self.executor
         step = engine.monitor.run
         monotonic = primitives.monotonic
         box = delivery.box

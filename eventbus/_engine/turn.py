@@ -32,6 +32,7 @@ def turn(
     if (
         engine.monitor.busy
         or not box.flows
+        or box.executor is not worker.executor
         or delivery.state is not RUNNING
         or receipt._waiters is not None
         or receipt._follows is not None
