@@ -84,12 +84,12 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        for log, before in zip(logs, disabled, strict=True):
-            log.disabled = before
         gc.unfreeze()
+        gc.collect()
         if enabled:
             gc.enable()
-        gc.collect()
+        for log, before in zip(logs, disabled, strict=True):
+            log.disabled = before
 
 
 def explore(

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from eventbus._engine import closing, draining, primitives, subscription, waits
+from eventbus._engine import closing, dispatcher, draining, primitives, subscription, waits
 from eventbus._engine import engine as engine_module
 from eventbus._engine.delivery import LINED, RUNNING, SETTLED
 from eventbus._engine.dispatcher import Dispatcher, Worker
@@ -500,20 +500,20 @@ def a_call_tears_the_count_of_emits() -> Any:
 @plant("warm/emits+drain", "warm/drain+emits", "warm/emits+emits+drain", grain="switch", bound=1)
 def a_call_tears_the_count_of_what_is_open() -> Any:
     """A drain waits for ever, or not at all."""
-    return _edited(Worker, "flow", "epoch.open -= 1", "epoch.open = max(epoch.open - 1, 0)")
+    return _edited(dispatcher, "turn", "epoch.open -= 1", "epoch.open = max(epoch.open - 1, 0)")
 
 
 @plant("warm/emit+wait", "warm/wait+wait", grain="switch", bound=1)
 def a_worker_settles_though_somebody_waits() -> Any:
     """Nobody tells him."""
-    return _edited(Worker, "flow", "or receipt._waiters is not None", "")
+    return _edited(dispatcher, "turn", "or receipt._waiters is not None", "")
 
 
 @plant("warm/emits+drain", "warm/emit+drain", grain="switch", bound=1)
 def a_worker_settles_though_somebody_drains() -> Any:
     """Nobody tells him."""
     old = "or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))"
-    return _edited(Worker, "flow", old, "")
+    return _edited(dispatcher, "turn", old, "")
 
 
 @plant("warm/tired+emits", "warm/tired+tired", grain="switch", bound=1)
@@ -527,13 +527,13 @@ def an_emit_takes_a_mailbox_for_busy() -> Any:
 @plant("warm/emits+cancel", "warm/emits+cancelwait", "warm/emits+emits+cancel", grain="switch", bound=1)
 def a_call_tears_a_claim() -> Any:
     """What it looked at may be settled before it has taken it out."""
-    return _edited(Worker, "flow", "following = pending[0]", "following = pending[0]; len(pending)")
+    return _edited(dispatcher, "turn", "following = pending[0]", "following = pending[0]; len(pending)")
 
 
 # Helpers
 
 
-def _edited(owner: type, name: str, old: str, new: str, times: int = 1) -> AbstractContextManager[Any]:
+def _edited(owner: Any, name: str, old: str, new: str, times: int = 1) -> AbstractContextManager[Any]:
     """The function with a change to its text, in its own module, at its own lines."""
     function = getattr(owner, name)
     lines, number = inspect.getsourcelines(function)
