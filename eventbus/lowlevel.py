@@ -46,6 +46,7 @@ from ._engine.waits import Waiter as Waiter
 from ._engine.waits import begin as begin
 from ._engine.waits import end as end
 from ._engine.waits import notify as notify
+from ._scope import BusScope as BusScope
 from ._scope import ScopeCore as ScopeCore
 from ._scope import marked_methods as marked_methods
 from ._services.group import GroupCore as GroupCore
