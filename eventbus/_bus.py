@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
 
+from ._engine import primitives
 from ._engine.buffer import Filler, StreamMailbox
 from ._engine.closing import CLOSED, OPEN, close, refuse_close_on_loop
 from ._engine.draining import drain
@@ -14,7 +15,14 @@ from ._engine.mailbox import ACTIVE
 from ._engine.receipt import Receipt, group_errors
 from ._engine.subscription import Handle, Subscription
 from ._engine.waits import sleep
-from ._errors import EventTimeoutError, NoHandlerError, NotRegisteredError, OptionTypeError
+from ._errors import (
+    DeadlockError,
+    EventTimeoutError,
+    NoHandlerError,
+    NotRegisteredError,
+    OptionTypeError,
+    TopicError,
+)
 from ._scope import Scope, marked_methods
 from ._stream import Stream
 from ._values.handler import same_handler
@@ -32,7 +40,18 @@ if TYPE_CHECKING:
     from ._values.options import Overflow
     from ._values.stats import BusStats, CloseReport, HandlerError
 
-__all__ = ["BusArguments", "EventBus", "OptionArguments", "check_emit", "core_of", "default"]
+__all__ = [
+    "BusArguments",
+    "Default",
+    "EventBus",
+    "OptionArguments",
+    "check_emit",
+    "check_extras",
+    "core_of",
+    "default",
+    "first_answer",
+    "stream_options",
+]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -500,10 +519,8 @@ def check_emit(topic: Any, payload: Any) -> tuple[str, Any]:
     return name, payload
 
 
-def reserved(name: str) -> Exception:
+def reserved(name: str) -> TopicError:
     """The error for emitting what only the bus emits."""
-    from ._errors import TopicError
-
     return TopicError(f"topics under 'bus/' are reserved for the bus's own events; choose another name than {name!r}")
 
 
@@ -524,10 +541,7 @@ def check_extras(headers: Any, require: Any, follow: Any) -> Mapping[str, Any] |
 
 
 def refuse_request_on_loop(topic: Any) -> None:
-    """A blocking request on a running loop's own thread would block it."""
-    from ._engine import primitives
-    from ._errors import DeadlockError
-
+    """A blocking request on a running loop's own thread would block it. Raises DeadlockError."""
     if primitives.running_loop() is not None:
         raise DeadlockError(
             f"request({topic!s}) would block the event loop that runs in this thread; await it on an AsyncEventBus"

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .engine import Engine
 
-__all__ = ["argument", "call", "call_inline", "context_of", "judge"]
+__all__ = [
+    "TooLate",
+    "argument",
+    "call",
+    "call_inline",
+    "context_of",
+    "enter",
+    "enter_converting",
+    "enter_plain",
+    "judge",
+    "own_code",
+    "strip",
+]
 
 Result = tuple[Status, Any, "BaseException | None", float]
 
