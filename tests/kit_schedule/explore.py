@@ -84,8 +84,8 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # of what is new alone: the rest is frozen still
         gc.unfreeze()
-        gc.collect()
         if enabled:
             gc.enable()
         for log, before in zip(logs, disabled, strict=True):
