@@ -24,7 +24,9 @@ def test_pairs_of_operations_keep_every_promise(name: str) -> None:
     explore(program(name), DepthFirst(1), what="bound 1", seconds=0.06 * SCALE).check()
 
 
-@pytest.mark.parametrize("name", ["emit+cancel", "cancel+cancelwait", "warm/emit+wait", "cancel+cancel", "warm/emit+cancelwait"])
+@pytest.mark.parametrize(
+    "name", ["emit+cancel", "cancel+cancelwait", "warm/emit+wait", "cancel+cancel", "warm/emit+cancelwait"]
+)
 def test_the_smallest_programs_are_exhausted_with_two_preemptions(name: str) -> None:
     result = explore(program(name), DepthFirst(2), what="bound 2", seconds=20).check()
     assert result.exhausted
