@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from eventbus import EventTimeoutError
 from eventbus.lowlevel import check_timeout, primitives
 
-from ._await import Acted, Waiting
+from ._await import Acted, Block, Waiting
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from eventbus import Event
@@ -28,7 +27,7 @@ __all__ = ["Stream"]
 UNBROKEN = 64  # events that are given without a pass of the loop
 
 
-class Stream:
+class Stream(Block):
     """The events of a topic or pattern, in order, for ``async for``. Made by ``bus.stream()``; safe in any loop.
 
     It is subscribed from the call on, so nothing emitted afterwards is missed; ends when it is cancelled, left as a
@@ -112,22 +111,6 @@ class Stream:
         if event is None:
             raise StopAsyncIteration
         return event
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
 
     def __del__(self) -> None:
         # A forgotten stream would fill its buffer and then hold emitters up.
