@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @final
 class Topic(Generic[T]):
-    """A topic with the type of its payloads; stands wherever a topic's name can.
+    """A topic with the type of its payloads; stands wherever a topic's name can. Immutable, so safe in any thread.
 
     Emits through it are validated at the emitter and travel as the model; handlers are checked at registration.
 
