@@ -8,6 +8,7 @@ from kit_schedule.plants import PLANTS
 from kit_schedule.scenarios import program
 
 
+@pytest.mark.timeout(240)  # on a machine that is busy with other things
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_bug_is_found(name: str, record_property: pytest.RecordProperty) -> None:
     plant = PLANTS[name]
