@@ -48,10 +48,11 @@ from ._engine.waits import end as end
 from ._engine.waits import notify as notify
 from ._scope import BusScope as BusScope
 from ._scope import ScopeCore as ScopeCore
-from ._scope import marked_methods as marked_methods
+from ._scope import methods_to_register as methods_to_register
 from ._services.group import GroupCore as GroupCore
 from ._services.service import ServiceCore as ServiceCore
 from ._services.turns import Turn as Turn
 from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
 from ._values.handler import HandlerSpec as HandlerSpec
 from ._values.options import check_timeout as check_timeout
+from ._values.topic import refuse_bare as refuse_bare
