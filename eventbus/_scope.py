@@ -229,9 +229,11 @@ def handles(*topics: Any, **options: Any) -> Callable[[F], F]:
 
 
 def methods_to_register(obj: object) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """What :func:`marked_methods` finds. Raises HandlerTypeError if that is nothing."""
+    """What :func:`marked_methods` finds. Raises HandlerTypeError if nothing is marked, nor ever was in a base class."""
     found = list(marked_methods(obj))
-    if not found:
+    if not found and not any(
+        hasattr(getattr(each, "__func__", each), _MARK) for cls in type(obj).__mro__ for each in vars(cls).values()
+    ):
         if isinstance(obj, type):
             remedy = "it is a class; register an object of it"
         else:

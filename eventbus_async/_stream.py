@@ -96,7 +96,7 @@ class Stream(Block):
             self._given = 0
             left = None if deadline is None else max(0.0, deadline - primitives.monotonic())
             if not await Waiting(engine, box.reader(), left):
-                raise EventTimeoutError(f"no event of {', '.join(box.patterns)!r} within {timeout:g} s")
+                raise EventTimeoutError(f"no event of {box.name} ({', '.join(box.patterns)}) within {timeout:g} s")
 
     def cancel(self, wait: bool = False, timeout: float | None = None) -> Ended:
         """End the stream, now; what its buffer holds can still be read. The result may be awaited: whether it was this

@@ -67,6 +67,8 @@ def test_g06_a_wait_in_vain_names_the_handler_that_no_loop_has_served() -> None:
     async def never(_: Any) -> None:
         raise AssertionError("no loop runs")
 
-    with pytest.raises(EventTimeoutError, match=r"no event loop has served .*never yet: use `async with bus.serve\(\)`"):
+    with pytest.raises(
+        EventTimeoutError, match=r"no event loop has served .*never yet: use `async with bus.serve\(\)`"
+    ):
         bus.emit("a").wait(0)
     bus.bus.close(BOUND)

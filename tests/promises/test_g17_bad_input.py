@@ -576,7 +576,7 @@ def test_messages_tell_the_remedy() -> None:
         (lambda: bus.on("orders.*", listen), "'orders/*'"),
         (lambda: bus.on(b"t", listen), "decode"),
         (lambda: bus.emit("t", require=1), "register before"),
-        (lambda: bus.stream("a/*").get(0), "'a/*'"),
+        (lambda: bus.stream("a/*").get(0), "stream (a/*)"),
         (lambda: bus.close() and bus.emit("t"), "another bus"),
     ):
         with pytest.raises(EventBusError) as caught:
