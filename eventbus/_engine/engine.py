@@ -146,6 +146,7 @@ class Engine:
             or not route.swift
             or follow
             or (cause is not None and (cause.state is not RUNNING or cause.box.engine is not self))
+            or (primitives.tools() and primitives.watched())
         ):
             return self._emit_in_step(receipt, cause, require, own)
         return self._emit_in_sections(receipt, route, cause, require, own)
