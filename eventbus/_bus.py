@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from ._engine import primitives
 from ._engine.buffer import Filler, StreamMailbox
-from ._engine.engine import CLOSED, OPEN, Engine
+from ._engine.closing import CLOSED, OPEN, close, refuse_close_on_loop
+from ._engine.draining import drain
+from ._engine.engine import Engine
 from ._engine.mailbox import ACTIVE
 from ._engine.receipt import Receipt, group_errors
 from ._engine.subscription import Handle, Subscription
 from ._engine.waits import sleep
-from ._errors import EventTimeoutError, NoHandlerError, NotRegisteredError, OptionTypeError
+from ._errors import (
+    DeadlockError,
+    EventTimeoutError,
+    NoHandlerError,
+    NotRegisteredError,
+    OptionTypeError,
+    TopicError,
+)
 from ._scope import Scope, marked_methods
 from ._stream import Stream
 from ._values.handler import same_handler
@@ -65,7 +75,16 @@ if TYPE_CHECKING:
         max_waiting: int | None
 
 
-__all__ = ["EventBus", "check_emit", "core_of", "default"]
+__all__ = [
+    "Default",
+    "EventBus",
+    "check_emit",
+    "check_extras",
+    "core_of",
+    "default",
+    "first_answer",
+    "stream_options",
+]
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -429,7 +448,7 @@ class EventBus:
             EventTimeoutError: Names what is unsettled after ``timeout`` seconds.
             DeadlockError: It would block an event loop's own thread.
         """
-        self._engine.drain(check_timeout(timeout))
+        drain(self._engine, check_timeout(timeout))
 
     def close(self, timeout: float | Default | None = default) -> CloseReport:
         """Drain, then end: emits raise, streams end, threads stop. May be called again, from anywhere.
@@ -446,8 +465,8 @@ class EventBus:
         engine = self._engine
         limit = engine.options.close_timeout if isinstance(timeout, Default) else check_timeout(timeout)
         if engine.state != CLOSED and limit != 0:
-            engine.refuse_close_on_loop()
-        return engine.close(limit)
+            refuse_close_on_loop(engine)
+        return close(engine, limit)
 
     def __enter__(self) -> Self:
         return self
@@ -497,10 +516,8 @@ def check_emit(topic: Any, payload: Any) -> tuple[str, Any]:
     return name, payload
 
 
-def reserved(name: str) -> Exception:
+def reserved(name: str) -> TopicError:
     """The error for emitting what only the bus emits."""
-    from ._errors import TopicError
-
     return TopicError(f"topics under 'bus/' are reserved for the bus's own events; choose another name than {name!r}")
 
 
@@ -521,10 +538,7 @@ def check_extras(headers: Any, require: Any, follow: Any) -> Mapping[str, Any] |
 
 
 def refuse_request_on_loop(topic: Any) -> None:
-    """A blocking request on a running loop's own thread would block it."""
-    from ._engine import primitives
-    from ._errors import DeadlockError
-
+    """A blocking request on a running loop's own thread would block it. Raises DeadlockError."""
     if primitives.running_loop() is not None:
         raise DeadlockError(
             f"request({topic!s}) would block the event loop that runs in this thread; await it on an AsyncEventBus"

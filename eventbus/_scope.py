@@ -7,10 +7,11 @@ attribute operations are atomic on every build.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ._engine import primitives
 from ._errors import BusClosedError, HandlerTypeError
+from ._stream import Stream
 from ._values.options import UNSET, Options, check_options, check_timeout
 from ._values.topic import check_patterns
 
@@ -19,14 +20,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ._bus import EventBus
-    from ._engine.subscription import Subscription
-    from ._stream import Stream
-
-__all__ = ["Member", "Scope", "ScopeCore", "handles", "marked_methods"]
+__all__ = ["BusScope", "Member", "Scope", "ScopeCore", "handles", "marked_methods"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Member")
+S = TypeVar("S", bound="Member")
 
 _MARK = "__eventbus_handles__"
 
@@ -92,7 +90,58 @@ class ScopeCore:
             pass  # another thread was faster
 
 
-class Scope(ScopeCore):
+class BusScope(ScopeCore, Generic[S]):
+    """Registering through a scope: what the scopes of both faces do alike. ``S`` is the face's stream."""
+
+    __slots__ = ("_bus",)
+
+    def __init__(self, bus: Any) -> None:
+        super().__init__()
+        self._bus = bus
+
+    def on(self, topic: Any, handler: Any = UNSET, **options: Any) -> Any:
+        """Like ``bus.on()``; the subscription ends with the scope."""
+        self.refuse_if_over()
+        if handler is UNSET:
+            return self._decorator(topic, options)
+        return self.admit(self._bus.on(topic, handler, **options))
+
+    sync_on = on
+
+    def _decorator(self, topic: Any, options: dict[str, Any]) -> Callable[[F], F]:
+        def register(handler: F) -> F:
+            self.on(topic, handler, **options)
+            return handler
+
+        return register
+
+    def stream(self, topic: Any, **options: Any) -> S:
+        """Like ``bus.stream()``; the stream ends with the scope."""
+        self.refuse_if_over()
+        stream: S = self._bus.stream(topic, **options)
+        return self.admit(stream)
+
+    def register(self, obj: object) -> Self:
+        """Like ``bus.register()``; those subscriptions end with this scope, or with the one returned."""
+        self.refuse_if_over()
+        scope: Self = self._bus.register(obj)
+        return self.admit(scope)
+
+    def scope(self) -> Self:
+        """A scope within this one."""
+        self.refuse_if_over()
+        scope: Self = self._bus.scope()
+        return self.admit(scope)
+
+    def cancel(self, wait: bool = False, timeout: float | None = None) -> Any:
+        """End everything that was begun through it; each face has its own way of waiting."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} with {len(self._members)} members{' (ended)' if self._over else ''}>"
+
+
+class Scope(BusScope[Stream]):
     """A set of registrations that end together. Made by ``bus.scope()`` and ``bus.register(obj)``; safe in any thread.
 
     Example:
@@ -106,43 +155,7 @@ class Scope(ScopeCore):
         ()
     """
 
-    __slots__ = ("_bus",)
-
-    def __init__(self, bus: EventBus) -> None:
-        super().__init__()
-        self._bus = bus
-
-    def on(self, topic: Any, handler: Any = UNSET, **options: Any) -> Any:
-        """Like ``bus.on()``; the subscription ends with the scope."""
-        self.refuse_if_over()
-        if handler is UNSET:
-            return self._decorator(topic, options)
-        subscription: Subscription = self._bus.on(topic, handler, **options)
-        return self.admit(subscription)
-
-    sync_on = on
-
-    def _decorator(self, topic: Any, options: dict[str, Any]) -> Callable[[F], F]:
-        def register(handler: F) -> F:
-            self.on(topic, handler, **options)
-            return handler
-
-        return register
-
-    def stream(self, topic: Any, **options: Any) -> Stream:
-        """Like ``bus.stream()``; the stream ends with the scope."""
-        self.refuse_if_over()
-        return self.admit(self._bus.stream(topic, **options))
-
-    def register(self, obj: object) -> Scope:
-        """Like ``bus.register()``; those subscriptions end with this scope, or with the one returned."""
-        self.refuse_if_over()
-        return self.admit(self._bus.register(obj))
-
-    def scope(self) -> Scope:
-        """A scope within this one."""
-        self.refuse_if_over()
-        return self.admit(self._bus.scope())
+    __slots__ = ()
 
     def cancel(self, wait: bool = False, timeout: float | None = None) -> bool:
         """End everything that was begun through it. It may be repeated.
@@ -175,9 +188,6 @@ class Scope(ScopeCore):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel(wait=True)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} with {len(self._members)} members{' (ended)' if self._over else ''}>"
 
 
 def handles(*topics: Any, **options: Any) -> Callable[[F], F]:

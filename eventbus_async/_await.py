@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._binding import Binding
 
-__all__ = ["Acted", "Count", "Driven", "Ended", "Receipt", "wait"]
+__all__ = ["Acted", "Count", "Driven", "Ended", "Receipt", "Waiting", "again", "wait"]
 
 T = TypeVar("T")
 

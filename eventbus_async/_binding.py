@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from eventbus.lowlevel import Engine, Executor, HandlerSpec, Mailbox
 
-__all__ = ["Binding", "actor"]
+__all__ = ["Binding", "actor", "check_loop"]
 
 
 def actor() -> Any:

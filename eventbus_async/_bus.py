@@ -26,10 +26,15 @@ from eventbus.lowlevel import (
     check_emit,
     check_extras,
     check_timeout,
+    close_soon,
+    closed_waiter,
     core_of,
     default,
+    drain_waiter,
     first_answer,
     marked_methods,
+    overdue,
+    quiet_waiter,
     stream_options,
 )
 
@@ -458,13 +463,11 @@ class AsyncEventBus:
         """
         limit = check_timeout(timeout)
         engine = self._engine
-        waiter = engine.drain_waiter(actor())
+        waiter = drain_waiter(engine, actor())
 
         async def drained() -> None:
             if not await Waiting(engine, again(waiter), limit):
-                raise EventTimeoutError(
-                    f"after {limit:g} s the bus {self.name!r} still has: {engine.unsettled_names()}"
-                )
+                raise EventTimeoutError(overdue(engine, limit))
 
         return Acted(self._binding, drained)
 
@@ -493,10 +496,10 @@ class AsyncEventBus:
     def _close_core(self, limit: float | None) -> Acted[CloseReport]:
         engine = self._engine
         self._executors.extend(each for each in engine.executors if isinstance(each, LoopExecutor))
-        engine.close_soon(limit, actor())
+        close_soon(engine, limit, actor())
 
         async def closed() -> CloseReport:
-            await Waiting(engine, engine.closed_waiter(), None)
+            await Waiting(engine, closed_waiter(engine), None)
             report = engine.closed_report or CloseReport()
             loop = asyncio.get_running_loop()
             for executor in self._executors:
@@ -516,7 +519,7 @@ class AsyncEventBus:
             if box.executor is None:
                 cancelled[0] += box.size()
             engine.cancel(box, drain=limit != 0)
-            waiters.append(engine.quiet_waiter(box, me))
+            waiters.append(quiet_waiter(box, me))
 
         def cut() -> None:
             """In a step: the time is up."""

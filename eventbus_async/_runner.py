@@ -33,6 +33,7 @@ from eventbus.lowlevel import (
     ACTIVE,
     CLOSED,
     ENDED,
+    REFUSED,
     RUNNING,
     SETTLED,
     Executor,
@@ -43,6 +44,7 @@ from eventbus.lowlevel import (
     current,
     primitives,
     report,
+    turn,
 )
 
 from ._bridge import Bridge
@@ -171,7 +173,7 @@ class LoopExecutor(Executor):
         slot = Slot(self)
         coroutine = slot.run()
         coroutine.send(None)  # to where it parks; the task's own first step, a pass later, goes on from there
-        slot.task = task = _Task(coroutine, loop=loop, context=primitives.empty_context())
+        slot.task = slot.actor = task = _Task(coroutine, loop=loop, context=primitives.empty_context())
         # While it only lends its identity it is no task that anybody should find, or miss.
         _unregister_task(task)
         task._log_destroy_pending = False
@@ -369,7 +371,7 @@ class LoopExecutor(Executor):
         engine = self.engine
         if self in engine.executors:
             engine.executors.remove(self)
-        for box in engine._all_boxes():
+        for box in engine.all_boxes():
             if box.executor is self:
                 running = list(box.running)
                 if box.home is None or box.state != ACTIVE:
@@ -414,7 +416,7 @@ class LoopExecutor(Executor):
 
     def after_fork(self) -> None:
         self.gone = True
-        for box in self.engine._all_boxes():
+        for box in self.engine.all_boxes():
             if box.executor is self:
                 box.attach(None)
                 if box.home is None:
@@ -426,8 +428,11 @@ class Slot:
 
     __slots__ = (
         "abandoned",
+        "actor",  # its task, for the wait graph
+        "blocked",  # of no use here: a task that waits has given up its place
         "cancelled",  # how often its task was cancelled during the latest call, whoever did it
         "cell",  # what its mailbox is running while it claims without the lock
+        "claims",
         "closing",
         "context",
         "coroutine",
@@ -447,7 +452,10 @@ class Slot:
         self.executor = executor
         self.task: Any = None
         self.delivery: Delivery | None = None
+        self.actor: Any = None
+        self.blocked = False
         self.cell: list[Any] = [None]
+        self.claims = 0
         self.context: Any = None
         self.coroutine: Any = None
         self.yielded: Any = None
@@ -547,7 +555,7 @@ class Slot:
     def drain(self, delivery: Delivery | None) -> None:
         """Step one handler after another until one suspends, others have their turn, or there is nothing to claim.
 
-        Sections (see primitives.SECTIONS) settle one and claim the next; where more is to be done, a step does it.
+        A section settles one and claims the next, see ``turn``; where more is to be done, a step does it.
         """
         executor = self.executor
         engine = executor.engine
@@ -555,13 +563,12 @@ class Slot:
         monotonic = primitives.monotonic
         task = self.task
         cancelling = task.cancelling
-        cell = self.cell
         ready = executor.ready
         until = executor.since + SLICE
-        # What a section drops is held by these until it is over.
         box: Any = None
         receipt: Any = None
-        _payload = _emitted = context = _event = value = error = following = None
+        following: Any = None
+        context = value = error = None
         try:
             while delivery is not None:
                 delivery.actor = task
@@ -590,75 +597,27 @@ class Slot:
                     delivery = self.settle(delivery, value, error)
                     continue
                 executor.spent = now = monotonic()
-                _payload = receipt._payload
-                _emitted = receipt._context
-                _event = receipt._event
-                following = None
-                settled = False
-                # Section: a delivery is settled, and the next is claimed. See primitives.SECTIONS.
-                if not (
-                    monitor.busy
-                    or delivery.state is not RUNNING
-                    or not box.flows
-                    or box.executor is not executor
-                    or receipt._waiters is not None
-                    or receipt._follows is not None
-                    or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))
-                    or receipt._mark
-                    or self.ours
-                    or self.expired
-                ):
-                    settled = True
-                    delivery.status = DELIVERED
-                    delivery.value = value
-                    delivery.error = None
-                    delivery.duration = now - started
-                    delivery.info = box.info
-                    delivery.state = SETTLED
-                    box.counts[0] += 1
-                    epoch = delivery.epoch
-                    if epoch is not None:
-                        epoch.open -= 1
-                        delivery.epoch = None
-                    if box.observer:
-                        receipt._observers -= 1
-                    else:
-                        receipt._left -= 1
-                    if not receipt._left and not receipt._observers:
-                        receipt._payload = receipt._context = receipt._event = receipt._engine = None
-                    delivery.seq = receipt._seq
-                    delivery.uid = receipt._uid
-                    delivery.lineage = receipt._lineage
-                    delivery.worker = delivery.actor = delivery.context = None
-                    delivery.receipt = delivery.box = None  # type: ignore[assignment]
-                    pending = box.pending
-                    if pending and now < until:
-                        following = pending[0]
-                        del pending[0]
-                        box.held -= 1
-                        following.state = RUNNING
-                        following.worker = self
-                        cell[0] = following
-                        box.running = cell
-                        self.delivery = following
-                    else:
-                        box.running = ()
-                        self.delivery = None
-                        if not pending and not ready:
-                            executor.computing = 0
-                            box = None
-                    # End of section.
-                _payload = _emitted = context = _event = self.coroutine = None
-                if settled:
-                    delivery = following
-                    if delivery is None and box is not None:
-                        delivery = monitor.run(executor.proceed, self, box)
-                else:
+                following = REFUSED
+                if not (self.ours or self.expired):
+                    following = turn(engine, self, delivery, receipt, box, value, now - started, now < until)
+                if following is REFUSED:
+                    context = None
                     delivery = self.settle(delivery, value, error)
+                    continue
+                delivery = following
+                context = receipt = value = self.coroutine = None
+                if delivery is None:
+                    # Section: nothing is left to claim. See primitives.SECTIONS.
+                    if not (monitor.busy or ready or box.pending):
+                        executor.computing = 0
+                        box = None
+                    # End of section.
+                    if box is not None:
+                        delivery = monitor.run(executor.proceed, self, box)
         finally:
             # A traceback may hold this frame, and the frame nothing that is settled (G18).
-            cell[0] = self.delivery
-            delivery = following = _payload = _emitted = context = receipt = _event = value = error = box = None
+            self.cell[0] = self.delivery
+            delivery = following = context = receipt = value = error = box = None
 
     def settle(self, delivery: Delivery, value: Any, error: BaseException | None) -> Delivery | None:
         """A call has ended: say what came of it; gives the next delivery."""
@@ -779,7 +738,6 @@ def _strip(error: BaseException) -> BaseException:
 
 
 _Task: Any = asyncio.Task
-DELIVERED = Status.DELIVERED
 _enter_task: Any = asyncio.tasks._enter_task
 _leave_task: Any = asyncio.tasks._leave_task
 _register_task: Any = asyncio.tasks._register_task

@@ -5,67 +5,27 @@ Owner: as in the core's scope, whose members this one keeps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from eventbus.lowlevel import ScopeCore, check_timeout, default
+from eventbus.lowlevel import BusScope, check_timeout
 
 from ._await import Ended
+from ._stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from ._bus import AsyncEventBus
-    from ._stream import Stream
-
 __all__ = ["Scope"]
 
-F = TypeVar("F", bound="Callable[..., Any]")
 
-
-class Scope(ScopeCore):
+class Scope(BusScope[Stream]):
     """A set of registrations that end together. Made by ``bus.scope()`` and ``bus.register(obj)``; safe in any thread.
 
     Leaving ``async with`` cancels all of them and waits for calls that have begun; a plain ``with`` cancels them.
     """
 
-    __slots__ = ("_bus",)
-
-    def __init__(self, bus: AsyncEventBus) -> None:
-        super().__init__()
-        self._bus = bus
-
-    def on(self, topic: Any, handler: Any = default, **options: Any) -> Any:
-        """Like ``bus.on()``; the subscription ends with the scope."""
-        self.refuse_if_over()
-        if handler is default:
-            return self._decorator(topic, options)
-        return self.admit(self._bus.on(topic, handler, **options))
-
-    sync_on = on
-
-    def _decorator(self, topic: Any, options: dict[str, Any]) -> Callable[[F], F]:
-        def register(handler: F) -> F:
-            self.on(topic, handler, **options)
-            return handler
-
-        return register
-
-    def stream(self, topic: Any, **options: Any) -> Stream:
-        """Like ``bus.stream()``; the stream ends with the scope."""
-        self.refuse_if_over()
-        return self.admit(self._bus.stream(topic, **options))
-
-    def register(self, obj: object) -> Scope:
-        """Like ``bus.register()``; those subscriptions end with this scope, or with the one returned."""
-        self.refuse_if_over()
-        return self.admit(self._bus.register(obj))
-
-    def scope(self) -> Scope:
-        """A scope within this one."""
-        self.refuse_if_over()
-        return self.admit(self._bus.scope())
+    __slots__ = ()
 
     def cancel(self, wait: bool = False, timeout: float | None = None) -> Ended:
         """End everything that was begun through it, now. It may be repeated.
@@ -110,6 +70,3 @@ class Scope(ScopeCore):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.cancel(wait=True)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} with {len(self._members)} members{' (ended)' if self._over else ''}>"

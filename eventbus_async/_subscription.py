@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eventbus import EventTimeoutError
-from eventbus.lowlevel import Handle, check_timeout
+from eventbus.lowlevel import Handle, check_timeout, quiet_waiter
 
 from ._await import Driven, Ended, Waiting, again
 from ._binding import actor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ._binding import Binding
 
-__all__ = ["Subscription", "end_of"]
+__all__ = ["Subscription"]
 
 
 class Subscription(Handle, Driven["Subscription"]):
@@ -60,7 +60,18 @@ class Subscription(Handle, Driven["Subscription"]):
             DeadlockError: When awaited: the wait could never end. The subscription has ended all the same.
         """
         limit = check_timeout(timeout)
-        return end_of(self, self._binding, wait, limit, drain)
+        box = self._box
+        engine = box.engine
+        ended = engine.cancel(box, drain)
+        # Now, because who calls is not waited for, whoever awaits.
+        waiter = quiet_waiter(box, actor()) if wait or drain else None
+
+        async def quiet() -> bool:
+            if waiter is not None and not await Waiting(engine, again(waiter), limit):
+                raise EventTimeoutError(f"after {limit:g} s the handler of subscription {self.name} still runs")
+            return ended
+
+        return Ended(self._binding, ended, quiet)
 
     def __enter__(self) -> Self:
         return self
@@ -77,18 +88,3 @@ class Subscription(Handle, Driven["Subscription"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.cancel(wait=True)
-
-
-def end_of(handle: Handle, binding: Binding, wait: bool, timeout: float | None, drain: bool) -> Ended:
-    """Cancel a subscription now; awaiting the result waits for its calls, if that is wanted."""
-    box = handle._box
-    engine = box.engine
-    ended = engine.cancel(box, drain)
-    waiter = engine.quiet_waiter(box, actor()) if wait or drain else None
-
-    async def quiet() -> bool:
-        if waiter is not None and not await Waiting(engine, again(waiter), timeout):
-            raise EventTimeoutError(f"after {timeout:g} s the handler of subscription {handle.name} still runs")
-        return ended
-
-    return Ended(binding, ended, quiet)

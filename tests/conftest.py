@@ -52,7 +52,7 @@ def no_busy_threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def bus() -> Iterator[EventBus]:
-    """A bus with the defaults. At the end it must close within the bound, leave nobody stuck, and the sums must hold."""
+    """A bus with the defaults. At the end it must close within the bound, nobody be stuck, and the sums must hold."""
     with EventBus("test") as made:
         yield made
         made.drain(BOUND)

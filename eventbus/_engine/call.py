@@ -5,15 +5,15 @@ No state of its own: what it touches belongs to the delivery, which whoever clai
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast
 
 from .._errors import HandlerTypeError
-from .._values.stats import HandlerError, Status
+from .._values.stats import Status
 from . import primitives
 from .delivery import SETTLED, current
 from .receipt import Receipt
+from .reporting import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,20 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .engine import Engine
 
-__all__ = ["argument", "call", "call_inline", "context_of", "judge"]
+__all__ = [
+    "TooLate",
+    "argument",
+    "call",
+    "call_inline",
+    "context_of",
+    "enter",
+    "enter_converting",
+    "enter_plain",
+    "judge",
+    "own_code",
+    "strip",
+]
 
-log = logging.getLogger("eventbus")
-
-DELIVERED = Status.DELIVERED
 Result = tuple[Status, Any, "BaseException | None", float]
 
 
@@ -54,9 +63,7 @@ def context_of(delivery: Delivery) -> Context:
     context = delivery.receipt._context
     if context is None:
         raise TooLate
-    own = context.copy()
-    delivery.context = own
-    return own
+    return context.copy()
 
 
 def enter(delivery: Delivery) -> Any:
@@ -154,45 +161,3 @@ def strip(error: BaseException) -> BaseException:
 
 
 own_code = {each.__code__ for each in (enter, enter_plain, enter_converting, call, call_inline)}
-
-
-def report(engine: Engine, delivery: Delivery, error: BaseException, where: str) -> None:
-    """Tell the log, ``on_error`` and ``bus/error`` (G5). Outside of steps. Never raises."""
-    problem = HandlerError(error, delivery.receipt._as_event(), delivery.box.handle, where)
-    # This is still the handler's call: what on_error waits for must not wait for it.
-    token = current.set(delivery)
-    try:
-        tell(engine, problem, delivery.box.name, delivery)
-    finally:
-        current.reset(token)
-
-
-def tell(engine: Engine, problem: HandlerError, name: str, cause: Delivery | None = None) -> None:
-    """Tell everybody who wants to hear of an error; what they raise is logged and goes no further."""
-    topic = problem.event.topic
-    try:
-        log.error(
-            "%s of %s for %r: %r",
-            {"timeout": "time-out", "mailbox": "rejection", "key": "key error"}.get(problem.where, "error"),
-            name,
-            topic,
-            problem.error,
-            exc_info=problem.error,
-            extra={"topic": topic, "subscription": name},
-        )
-    except BaseException:
-        pass  # a log handler that raises: there is nobody left to tell
-    if topic == "bus/error":
-        return  # whoever handles errors and fails is not told of it again
-    for hook in engine.error_hooks(problem):
-        try:
-            hook(problem)
-        except BaseException as error:
-            try:
-                log.error("on_error raised for %r", topic, exc_info=error)
-            except BaseException:
-                pass
-    try:
-        engine.emit_own("bus/error", problem, cause)
-    except BaseException as error:
-        log.error("bus/error could not be emitted", exc_info=error)

@@ -3,7 +3,7 @@
 It is at once the mailbox's item, the node of the wait graph, the record behind an :class:`~eventbus.Outcome`, and what
 the context variable ``current`` tells code about the handler that it runs for.
 
-Owner: the bus's monitor, but for ``actor``, ``outer`` and ``context``, which belong to whoever claimed it. Code that
+Owner: the bus's monitor, but for ``actor`` and ``outer``, which belong to whoever claimed it. Code that
 reads ``actor`` without the monitor (``running_here``) reads its own handler's, which nobody else can end.
 """
 
@@ -16,7 +16,6 @@ from .._values.stats import Outcome, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextvars import Context
 
     from .._values.event import Lineage
     from .mailbox import Mailbox
@@ -44,7 +43,6 @@ class Delivery:
     __slots__ = (
         "actor",  # who runs the handler: a thread's ident or a task
         "box",
-        "context",
         "deadline",  # the running timer of its time-out or of its place in the waiting line
         "duration",
         "epoch",
@@ -68,7 +66,6 @@ class Delivery:
     receipt: Receipt
     box: Mailbox
     epoch: Epoch | None
-    context: Context | None
     lineage: Lineage | None
     seq: int
     uid: str
@@ -105,7 +102,7 @@ class Delivery:
         self.seq = receipt._seq
         self.uid = receipt._uid
         self.lineage = receipt._lineage
-        self.worker = self.context = self.outer = self.waiter = self.actor = self.key = self.deadline = None
+        self.worker = self.outer = self.waiter = self.actor = self.key = self.deadline = None
         self.receipt = self.box = None  # type: ignore[assignment]
 
     def parentage(self) -> tuple[str, int, Lineage | None]:

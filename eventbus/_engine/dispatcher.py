@@ -22,8 +22,9 @@ from .._errors import DispatcherError
 from .._values.payload import PLAIN, to_plain
 from .._values.stats import PoolStats
 from . import primitives
-from .call import DELIVERED, TooLate, call, enter_converting, enter_plain, judge, own_code, strip
-from .delivery import RUNNING, SETTLED, running_here
+from .call import TooLate, call, enter_converting, enter_plain, judge, own_code, strip
+from .delivery import RUNNING, running_here
+from .turn import REFUSED, turn
 from .waits import notify
 
 if TYPE_CHECKING:
@@ -122,13 +123,26 @@ class Executor:
 class Worker:
     """One thread of the pool."""
 
-    __slots__ = ("begun", "blocked", "cell", "claims", "delivery", "pool", "seen", "sleeper", "thread", "waits")
+    __slots__ = (
+        "actor",
+        "begun",
+        "blocked",
+        "cell",
+        "claims",
+        "delivery",
+        "executor",
+        "seen",
+        "sleeper",
+        "thread",
+        "waits",
+    )
 
     def __init__(self, pool: Dispatcher) -> None:
-        self.pool = pool
+        self.executor = pool
         self.sleeper = primitives.Sleeper()
         self.thread: threading.Thread | None = None
         self.delivery: Delivery | None = None
+        self.actor = 0  # the ident of its thread
         self.begun = False
         self.cell: list[Any] = [None]  # what its mailbox is running while it flows
         self.claims = 0
@@ -140,7 +154,7 @@ class Worker:
         """In a step: its handler waits inside the bus; it counts against nothing while it does."""
         self.waits += 1
         if self.waits == 1:
-            pool = self.pool
+            pool = self.executor
             pool.threads -= 1
             if self.blocked:
                 pool.retry()  # its slot is given up already, but only now may another thread take its place
@@ -151,13 +165,13 @@ class Worker:
         """In a step: the wait is over. There may be more than ``limit`` until somebody retires."""
         self.waits -= 1
         if self.waits == 0:
-            self.pool.threads += 1
+            self.executor.threads += 1
             if not self.blocked:
-                self.pool.computing += 1
+                self.executor.computing += 1
 
     def sleep_elsewhere(self, sleeper: primitives.Sleeper, timeout: float | None) -> None:
         """Outside of steps: its handler waits inside another bus."""
-        look = self.pool.engine.look
+        look = self.executor.engine.look
         look(self.enter_wait)
         try:
             sleeper.sleep(timeout)
@@ -169,11 +183,11 @@ class Worker:
         if not self.blocked:
             self.blocked = True
             if not self.waits:
-                self.pool.yield_slot()
+                self.executor.yield_slot()
 
     def expire(self, delivery: Delivery) -> None:
         """In a step: its handler is past its time-out; it cannot be killed, but replaced (G7)."""
-        self.pool.engine.expire(delivery)
+        self.executor.engine.expire(delivery)
         if self.delivery is delivery:
             self.block()
 
@@ -183,7 +197,7 @@ class Worker:
 
     def run(self) -> None:
         """The thread's life: claim, call, settle; sleep when there is nothing; end when that lasts."""
-        pool = self.pool
+        pool = self.executor
         engine = pool.engine
         step = engine.monitor.run
         if not step(pool.begin, self):
@@ -198,40 +212,30 @@ class Worker:
                 if self not in pool.alive:
                     return  # the child of a fork, made in that handler
                 delivery = step(pool.advance, self, delivery, status, value, error, took)
+            if self not in pool.alive:
+                return  # as above
             # Nothing of the last delivery may be kept alive by this frame while it sleeps (G18).
             value = error = None
             # A pool that stopped meanwhile has woken those that were idle then; whoever comes later must not sleep.
             woken = self.sleeper.sleep(0.0 if pool.stopping else IDLE_SECONDS)
-            while step(pool.asleep, self):
-                if not woken or pool.stopping:
-                    if step(pool.leave, self):
-                        return
-                else:  # a wake-up that came twice
-                    woken = self.sleeper.sleep(IDLE_SECONDS)
-            delivery = step(pool.next, self)
+            delivery = step(pool.resume, self, woken)
 
     def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
         """Run the deliveries of a mailbox, one after another, without the lock; gives what to run after that.
 
-        Sections (see primitives.SECTIONS) settle one and claim the next; where more is to be done, a step does it.
+        A section settles one and claims the next, see :func:`turn`; where more is to be done, a step does it.
         """
-        pool = self.pool
-        monitor = engine.monitor
-        step = monitor.run
+        pool = self.executor
+        step = engine.monitor.run
         monotonic = primitives.monotonic
         box = delivery.box
         spec = box.spec
         assert spec is not None
         function, convert, takes_event = spec.function, spec.convert, spec.takes_event
         as_is: frozenset[type] = PLAIN if convert is to_plain else _NONE
-        counts = box.counts
-        info = box.info
-        observer = box.observer
-        cell = self.cell
-        ident = primitives.get_ident()
-        delivery.actor = ident
+        delivery.actor = self.actor
         following: Delivery | None = None
-        payload = context = receipt = value = _gone = None
+        payload = context = receipt = value = None
         started = monotonic()
         until = started + SLICE_SECONDS
         try:
@@ -257,57 +261,8 @@ class Worker:
                 took = now - started
                 started = now
                 if value is None or type(value) in PLAIN or not isinstance(value, Awaitable):
-                    # Section: a delivery is settled, and the next is claimed. See primitives.SECTIONS.
-                    if not (
-                        monitor.busy
-                        or not box.flows
-                        or delivery.state is not RUNNING
-                        or receipt._waiters is not None
-                        or receipt._follows is not None
-                        or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))
-                        or self.blocked
-                        or receipt._mark
-                    ):
-                        delivery.status = DELIVERED
-                        delivery.value = value
-                        delivery.error = None
-                        delivery.duration = took
-                        delivery.info = info
-                        delivery.state = SETTLED
-                        counts[0] += 1
-                        epoch = delivery.epoch
-                        if epoch is not None:
-                            epoch.open -= 1
-                            delivery.epoch = None
-                        if observer:
-                            receipt._observers -= 1
-                        else:
-                            receipt._left -= 1
-                        if not receipt._left and not receipt._observers:
-                            _gone = receipt._event  # what it drops last may run a finalizer: outside of the section
-                            receipt._payload = receipt._context = receipt._event = receipt._engine = None
-                        delivery.seq = receipt._seq
-                        delivery.uid = receipt._uid
-                        delivery.lineage = receipt._lineage
-                        delivery.worker = delivery.actor = None
-                        delivery.receipt = delivery.box = None  # type: ignore[assignment]
-                        pending = box.pending
-                        if pending and now < until:
-                            following = pending[0]
-                            del pending[0]
-                            box.held -= 1
-                            following.state = RUNNING
-                            following.worker = self
-                            following.actor = ident
-                            cell[0] = following
-                            box.running = cell
-                            self.delivery = following
-                            self.claims += 1
-                        else:
-                            following = None
-                            box.running = ()
-                            self.delivery = None
-                        # End of section.
+                    following = turn(engine, self, delivery, receipt, box, value, took, now < until)
+                    if following is not REFUSED:
                         if following is None:
                             return step(pool.proceed, self, box)
                         delivery = following
@@ -318,8 +273,8 @@ class Worker:
                 return step(pool.advance, self, delivery, *result)
         finally:
             # A traceback may hold this frame, and the frame nothing that is settled (G18).
-            cell[0] = None
-            delivery = following = payload = context = receipt = value = _gone = result = None  # type: ignore[assignment]
+            self.cell[0] = None
+            delivery = following = payload = context = receipt = value = result = None  # type: ignore[assignment]
 
 
 class Dispatcher(Executor):
@@ -389,6 +344,7 @@ class Dispatcher(Executor):
     def begin(self, worker: Worker) -> bool:
         """In a step: a thread begins; False if it is not wanted any more."""
         worker.begun = True
+        worker.actor = primitives.get_ident()
         return worker in self.alive
 
     def mend(self, boxes: Iterable[Mailbox]) -> None:
@@ -426,16 +382,13 @@ class Dispatcher(Executor):
     def _hopeless(self) -> bool:
         return bool(self.ready) and self.computing == 0 and self.threads < self.max_workers
 
-    def leave(self, worker: Worker) -> bool:
-        """In a step: an idle worker wants to end. False if it was given work just then."""
-        if worker not in self.idle:
-            return False
+    def leave(self, worker: Worker) -> None:
+        """In a step: an idle worker ends."""
         self.idle.remove(worker)
         self.alive.discard(worker)
         self.threads -= 1
         if self.engine.closers:
             notify(self.engine, self.engine.closers)
-        return True
 
     def stop(self) -> list[Worker]:
         """In a step: idle threads end now, busy ones when they become idle. Gives all that are alive."""
@@ -452,9 +405,13 @@ class Dispatcher(Executor):
             worker.thread is not None and worker.thread.ident == ident for worker in tuple(self.alive)
         )
 
-    def asleep(self, worker: Worker) -> bool:
-        """In a step: whether a worker has no place among those that compute."""
-        return worker in self.idle
+    def resume(self, worker: Worker, woken: bool) -> Delivery | None:
+        """In a step: a worker's sleep is over; its next delivery, or None if it ends or has to sleep on."""
+        if worker not in self.idle:
+            return self.next(worker)
+        if self.stopping or not woken:
+            self.leave(worker)
+        return None  # if it was woken, then by a wake-up that came twice
 
     def proceed(self, worker: Worker, box: Mailbox) -> Delivery | None:
         """In a step: a worker has emptied a mailbox, or been at it for long enough; its next delivery."""

@@ -1,4 +1,6 @@
-"""The engine of one bus: emit, register, cancel, settle, drain, close. It composes the parts and orders the steps.
+"""The engine of one bus: its state, and what changes it: emit, register, cancel, settle.
+
+What else is done to a bus stands in modules of its own: draining.py, closing.py, process.py (fork and exit), waits.py.
 
 Linearization points (each is one step of the monitor, but for calls that interrupt a step: then it is the put-off one)
     emit      :meth:`_admit`: reads the route and the bus's state, makes all deliveries
@@ -6,8 +8,8 @@ Linearization points (each is one step of the monitor, but for calls that interr
     cancel    :meth:`_cancel`: from here on they do not, and nothing is claimed
     claim     :meth:`Executor.pull`, within a worker's step
     settle    :meth:`settle`: a delivery's outcome, once
-    drain     :meth:`_new_epoch`: what was accepted earlier is in an older epoch
-    close     :meth:`_begin_close` (draining), :meth:`_end_close` (closed)
+    drain     ``draining.new_epoch``: what was accepted earlier is in an older epoch
+    close     ``closing.begin_close`` (draining), ``closing._end_close`` (closed)
 
 Owner: the bus's monitor, but for what is immutable after construction.
 """
@@ -23,7 +25,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._errors import (
     BusClosedError,
     DeadlockError,
-    DispatcherError,
     EventBusError,
     EventCycleError,
     EventTimeoutError,
@@ -36,8 +37,9 @@ from .._values.options import UNSET, check_options
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_pattern, check_patterns, topic_models
 from . import primitives
-from .call import call_inline, tell
-from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here, stack_of
+from .call import call_inline
+from .closing import CLOSED, CLOSING, OPEN
+from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here
 from .dispatcher import Dispatcher
 from .lane import Lane
 from .latency import Histogram
@@ -46,8 +48,9 @@ from .monitor import Interrupted, Monitor
 from .process import enrol
 from .receipt import Receipt
 from .registry import Registry, Route
+from .reporting import report_later
 from .timer import Timer
-from .waits import ALL, LENIENT, Waiter, deadlock, live_from, notify, sleep, stuck_on
+from .waits import Waiter, deadlock, notify, sleep, stuck_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -55,17 +58,15 @@ if TYPE_CHECKING:
     from .._values.handler import HandlerSpec
     from .._values.options import BusOptions, Options
     from .._values.topic import Topic
-    from .dispatcher import Executor, Worker
+    from .dispatcher import Executor
     from .subscription import Handle
 
-__all__ = ["CLOSED", "CLOSING", "OPEN", "Engine"]
+__all__ = ["Engine"]
 
 log = logging.getLogger("eventbus")
 R = TypeVar("R", bound=Receipt)
 S = TypeVar("S", bound="Handle")
 T = TypeVar("T")
-
-OPEN, CLOSING, CLOSED = range(3)
 
 LOOP_SECONDS = 0.5  # between looks at the loops, for one that was closed, while somebody waits
 SAMPLE = 127  # one emit in 128 has its latencies measured, and the first of each subscription
@@ -86,8 +87,6 @@ class Engine:
         self.dispatcher = Dispatcher(self, limit, options.max_workers, name)
         self.seqs = itertools.count(1)  # next() is atomic on every build
         self.ids = itertools.count(1)
-        self.ended_totals = [0] * 7  # deliveries and the six outcomes of ended subscriptions
-        self.ended_latencies = (Histogram(), Histogram())
         # Told of errors besides on_error: services watch their own subscriptions this way.
         self.error_watchers: dict[int, Callable[[HandlerError], None]] = {}
         self.max_depth = options.max_depth
@@ -98,6 +97,8 @@ class Engine:
         """The state that a forked child does not inherit."""
         self.uid = primitives.new_uid()
         self.events = 0
+        self.ended_totals = [0] * 7  # deliveries and the six outcomes of ended subscriptions
+        self.ended_latencies = (Histogram(), Histogram())
         self.state = OPEN
         self.epoch = Epoch()
         self.old_epochs: list[Epoch] = []
@@ -463,7 +464,7 @@ class Engine:
         if box.key is not None and keys is not None:
             key, error = keys[box]
             if error is not None:
-                self.report(delivery, error, "key")
+                report_later(self, delivery, error, "key")
                 self.settle(delivery, Status.FAILED, None, error)
                 return
             delivery.key = key
@@ -503,7 +504,7 @@ class Engine:
             self.monitor.run(self._cancel_inline, receipt)
 
     def _cancel_inline(self, receipt: Receipt) -> None:
-        for box in self._all_boxes():
+        for box in self.all_boxes():
             if box.inline:
                 for each in list(box.running):
                     if each.receipt is receipt:
@@ -693,42 +694,8 @@ class Engine:
                 f"the handler {delivery.box.name} took longer than its timeout of {delivery.box.timeout:g} s"
                 f" for {delivery.receipt._topic!r}"
             )
-            self.report(delivery, error, "timeout")
+            report_later(self, delivery, error, "timeout")
             self.settle(delivery, Status.TIMED_OUT, None, error, delivery.box.timeout or 0.0)
-
-    # Errors
-
-    def report(self, delivery: Delivery, error: BaseException, where: str) -> None:
-        """In a step: tell of an error once the step is over."""
-        box = delivery.box
-        self.problems.append((HandlerError(error, delivery.receipt._as_event(), box.handle, where), box.name))
-        self.monitor.after.append(self._tell)
-
-    def _tell(self) -> None:
-        ident = primitives.get_ident()
-        if ident == self.timer.ident or self.dispatcher.between(ident):
-            # on_error is user code, and neither time-outs nor a delivery that is claimed already must wait for it.
-            try:
-                primitives.start_thread(self._tell, f"{self.name}-errors")
-                return
-            except RuntimeError:
-                pass
-        while self.problems:
-            try:
-                problem, name = self.problems.pop(0)
-            except IndexError:
-                return
-            tell(self, problem, name)
-
-    def error_hooks(self, problem: HandlerError) -> list[Callable[[HandlerError], Any]]:
-        """Who wants to hear of an error: the bus's ``on_error``, the service whose subscription it was."""
-        hooks: list[Callable[[HandlerError], Any]] = []
-        if self.options.on_error is not None:
-            hooks.append(self.options.on_error)
-        watcher = self.error_watchers.get(problem.subscription.id)
-        if watcher is not None:
-            hooks.append(watcher)
-        return hooks
 
     # Registration
 
@@ -895,53 +862,6 @@ class Engine:
 
     # Waiting
 
-    def quiet_waiter(self, box: Mailbox, actor: Any) -> Waiter:
-        """A wait for the calls of a cancelled subscription, but for the caller's own."""
-        mine = set(stack_of(running_here(actor)))
-        if box.state == DRAINING:
-            # Inline ones that come after the caller are still to be run: a wait for these could never end.
-            mine = {each for each in mine if each.actor is not None}
-
-        def others() -> list[Delivery]:
-            return [each for each in (*box.running, *box.unsettled()) if each not in mine]
-
-        return Waiter(f"the end of {box.name}", lambda: not others(), box.enlist, ALL, others)
-
-    def drain_waiter(self, actor: Any) -> Waiter:
-        """A wait for what was accepted before this call, and what that causes, but for what waits for the caller."""
-        epochs = self.look(self._new_epoch)
-        owner = running_here(actor)
-        if owner is not None and owner.box.engine is not self:
-            owner = None
-        mine = set(stack_of(owner))
-
-        def others() -> list[Delivery]:
-            return [each for each in self._all_unsettled() if each.epoch in epochs and each not in mine]
-
-        def ready() -> bool:
-            if owner is None:
-                return not any(epoch.open for epoch in epochs)
-            left = others()
-            return not left or not (live_from(left, without=owner) & set(left))
-
-        waiter = Waiter("the drain of the bus", ready, self._enlist_drain, LENIENT, others)
-        waiter.keen = owner is not None
-        return waiter
-
-    def _enlist_drain(self, waiter: Waiter, begin: bool) -> None:
-        if begin:
-            self.drains.append(waiter)
-            self.keen += waiter.keen
-        elif waiter in self.drains:
-            self.drains.remove(waiter)
-            self.keen -= waiter.keen
-
-    def _new_epoch(self) -> list[Epoch]:
-        self.old_epochs = [epoch for epoch in self.old_epochs if epoch.open]
-        self.old_epochs.append(self.epoch)
-        self.epoch = Epoch()
-        return list(self.old_epochs)
-
     def recheck(self) -> None:
         """In a step: who waits for whom has changed; drains within handlers leave out what waits for them."""
         if self.drains:
@@ -960,214 +880,15 @@ class Engine:
         if self.sleepers:
             self.watch_loops()
 
-    def refuse_on_loop(self, waiter: Waiter, call: str) -> None:
-        """Raise DeadlockError if waiting here would block a running event loop's own thread."""
-        if primitives.running_loop() is not None and not self.look(waiter.ready):
-            raise DeadlockError(
-                f"{call} would block the event loop that runs in this thread; await it on an AsyncEventBus instead"
-            )
+    # Looking
 
-    def refuse_close_on_loop(self) -> None:
-        """As above, for a close that would have something to wait for."""
-        if primitives.running_loop() is not None and self.look(self._all_unsettled):
-            raise DeadlockError(
-                "close() would block the event loop that runs in this thread; await it on an AsyncEventBus, or close(0)"
-            )
-
-    def _all_unsettled(self) -> list[Delivery]:
-        return [each for box in self._all_boxes() for each in box.unsettled()]
-
-    def _all_boxes(self) -> list[Mailbox]:
+    def all_boxes(self) -> list[Mailbox]:
+        """In a step: the mailboxes of all subscriptions that are active, or ended with calls that go on."""
         return [*self.registry.boxes.values(), *self.leftovers.values()]
 
-    def unsettled_names(self) -> str:
-        """For messages: what a drain still waits for."""
-        names = dict.fromkeys(each.label() for each in self.look(self._all_unsettled) if each.epoch is not None)
-        shown = ", ".join(list(names)[:10])
-        return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown or "nothing any more"
-
-    def drain(self, timeout: float | None) -> None:
-        """Wait in this thread until what was accepted before the call is settled."""
-        waiter = self.drain_waiter(primitives.get_ident())
-        self.refuse_on_loop(waiter, "drain()")
-        if not sleep(self, waiter, timeout):
-            raise EventTimeoutError(f"after {timeout:g} s the bus {self.name!r} still has: {self.unsettled_names()}")
-
-    # Closing
-
-    def close(self, timeout: float | None) -> CloseReport:
-        """Drain, then end everything, waiting in this thread."""
-        actor = primitives.get_ident()
-        try:
-            if self.monitor.run(self.begin_close):
-                return self.closed_report or CloseReport()
-        except Interrupted:
-            # The interrupted step holds what a close has to wait for: let a thread of its own do it.
-            self.monitor.defer(lambda: self._close_elsewhere(timeout))
-            return CloseReport()
-        waiter = self.drain_waiter(actor)
-        try:
-            sleep(self, waiter, timeout)
-        except DispatcherError:
-            pass  # nobody can run what is left
-        return self.end_close(actor)
-
-    def _close_elsewhere(self, timeout: float | None) -> None:
-        def close() -> None:
-            self.close(timeout)
-
-        primitives.start_thread(close, f"{self.name}-close")
-
-    def close_soon(self, timeout: float | None, actor: Any) -> None:
-        """Begin to close, and see to it that it ends, drained or out of time, without anybody waiting for it."""
-        owner = running_here(actor)
-        try:
-            if self.monitor.run(self.begin_close):
-                return
-        except Interrupted:
-            self.monitor.defer(lambda: self.close_soon(timeout, actor))
-            return
-        waiter = self.drain_waiter(actor)
-        self.monitor.run(self._close_when, waiter, timeout, owner)
-
-    def _close_when(self, waiter: Waiter, timeout: float | None, owner: Delivery | None) -> None:
-        def finish() -> None:
-            self.monitor.run(self._end_close, owner)
-
-        waiter.wake = finish
-        if timeout == 0 or waiter.ready():
-            self.monitor.after.append(finish)
-            return
-        self._enlist_drain(waiter, True)
-        if timeout is not None:
-            self.timer.at(timeout, lambda: self.monitor.after.append(finish))
-
-    def closed_waiter(self) -> Waiter:
-        """A wait for the end of a close, threads included but for those stuck in handlers."""
-
-        def ready() -> bool:
-            return self.state == CLOSED and not self.dispatcher.idle
-
-        def enlist(waiter: Waiter, begin: bool) -> None:
-            if begin:
-                self.closers.append(waiter)
-            elif waiter in self.closers:
-                self.closers.remove(waiter)
-
-        return Waiter(f"the close of {self.name}", ready, enlist, LENIENT, list)
-
-    def begin_close(self) -> bool:
-        """In a step: from here on nothing comes in from outside. Tells whether the bus is closed already."""
-        if self.state == OPEN:
-            self.state = CLOSING
-            for box in self._all_boxes():
-                if box.executor is None and not box.inline:
-                    self.homeless += self.cancel_pending(box)
-        return self.closed_report is not None
-
-    def end_close(self, actor: Any) -> CloseReport:
-        """The second step of a close, whether drained or out of time; waits for idle threads to end."""
-        workers = self.monitor.run(self._end_close, running_here(actor))
-        for worker in workers:
-            if worker.thread is not None and worker.delivery is None:
-                primitives.join_thread(worker.thread, 1.0)
-        timer = self.timer.thread
-        if timer is not None:
-            primitives.join_thread(timer, 1.0)
-        assert self.closed_report is not None
-        return self.closed_report
-
-    def _end_close(self, owner: Delivery | None) -> list[Worker]:
-        if self.closed_report is None:
-            self.state = CLOSED
-            mine = set(stack_of(owner))
-            # What waits for the caller's own handler goes on when that has returned.
-            spared = set(mine)
-            if owner is not None:
-                everything = self._all_unsettled()
-                spared.update(set(everything) - live_from(everything, without=owner))
-            cancelled = self.homeless
-            stuck: list[str] = []
-            for box in self._all_boxes():
-                for delivery in list(box.running):
-                    if delivery not in spared:
-                        stuck.extend(delivery.worker.abandon(delivery) if delivery.worker is not None else [box.name])
-                        if delivery.state is not SETTLED:
-                            self.settle(delivery, Status.CANCELLED, None, None)
-                            cancelled += 1
-                cancelled += self.cancel_pending(box)
-                if box.state != ENDED:
-                    box.state = ACTIVE
-                    self._cancel(box, False)
-            for executor in self.executors:
-                executor.close()
-            self.executors = []
-            self.timer.stop()
-            self.closed_report = CloseReport(cancelled, tuple(stuck))
-            notify(self, self.closers)
-        return self.dispatcher.stop()
-
-    def finish_at_exit(self) -> None:
-        """The interpreter exits: run what is pending for plain functions, for as long as ``exit_timeout``."""
-        closed = self.closed_report is not None
-        lost = self.monitor.run(self._drop_loops)
-        report = self.close(self.options.exit_timeout)
-        if not closed:
-            lost += report.cancelled
-        if lost:
-            log.warning("the bus %r cancelled %d deliveries because the interpreter exits", self.name, lost)
-
-    def _drop_loops(self) -> int:
-        lost = 0
-        for box in self._all_boxes():
-            if box.executor is not None and box.executor is not self.dispatcher:
-                lost += self.cancel_pending(box)
-                for delivery in box.running:
-                    if delivery.state is not SETTLED:
-                        lost += 1
-                        self.settle(delivery, Status.CANCELLED)
-        return lost
-
-    # Fork
-
-    def after_fork(self) -> None:
-        """In a forked child, whose only thread this is: registrations stay, everything in motion is cancelled."""
-        state = self.state
-        events = self.events
-        boxes = self._all_boxes()
-        self.monitor.renew()
-        self.drains, self.waiting = [], {}
-        for box in boxes:
-            for delivery in box.unsettled():
-                delivery.epoch = delivery.deadline = None
-                self.settle(delivery, Status.CANCELLED)
-            for delivery in box.running:
-                delivery.actor = None  # the call that forked, if it is one of these, is nobody's here
-        self.timer.renew()
-        self.dispatcher.renew()
-        executors = self.executors
-        drains = self.drains
-        self.renew()
-        del events, drains
-        for box in boxes:
-            box.renew()
-        self.ended_totals = [0] * 7
-        self.ended_latencies = (Histogram(), Histogram())
-        for executor in executors:
-            executor.after_fork()
-        self.registry.renew()
-        for box in list(self.registry.boxes.values()):
-            if box.state != ACTIVE:
-                self.registry.remove(box)
-            elif box.options.lane is not None:
-                box.lane = self.lanes.setdefault(box.options.lane, Lane(box.options.lane))
-                box.lane.members += 1
-        if state != OPEN:
-            self.state = CLOSED
-            self.closed_report = CloseReport()
-        self.monitor.flush()
-
-    # Looking
+    def all_unsettled(self) -> list[Delivery]:
+        """In a step: the deliveries of the whole bus that are not settled."""
+        return [each for box in self.all_boxes() for each in box.unsettled()]
 
     def look(self, read: Callable[..., T], *args: Any) -> T:
         """Read (or decide) in a step; a call that interrupts one sees what that one has done so far."""
@@ -1184,7 +905,7 @@ class Engine:
         wait.merge(self.ended_latencies[0])
         run.merge(self.ended_latencies[1])
         rows: dict[int, SubscriptionStats] = {}
-        for box in self._all_boxes():
+        for box in self.all_boxes():
             row = box.stats()
             if box.state == ACTIVE:
                 rows[box.id] = row

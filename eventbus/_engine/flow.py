@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._errors import DeadlockError
-from . import primitives
-from .waits import sleep
+from .waits import refuse_on_loop, sleep
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -36,12 +34,11 @@ class Pause:
 
     def block(self) -> bool:
         """Wait in this thread. Raises DeadlockError where that would block a running event loop."""
-        if self.timeout != 0 and primitives.running_loop() is not None and not self.engine.look(self.waiter.ready):
-            raise DeadlockError(
-                f"waiting for {self.waiter.text} would block the event loop that runs in this thread; use the class of"
-                " the same name in eventbus_async and await it"
-            )
-        return sleep(self.engine, self.waiter, self.timeout, insist=False)
+        waiter = self.waiter
+        if self.timeout != 0:
+            remedy = "use the class of the same name in eventbus_async and await it"
+            refuse_on_loop(self.engine, waiter, f"waiting for {waiter.text}", remedy)
+        return sleep(self.engine, waiter, self.timeout, insist=False)
 
 
 class Call:

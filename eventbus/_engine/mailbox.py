@@ -16,6 +16,7 @@ from .._values.stats import Status, SubscriptionStats, summary
 from . import primitives
 from .delivery import LINED, PENDING, RUNNING, SETTLED
 from .latency import Histogram
+from .reporting import report_later
 from .waits import notify
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ class Mailbox:
 
     def _full(self, delivery: Delivery, why: str) -> MailboxFullError:
         error = MailboxFullError(f"{why}; the delivery of {delivery.receipt._topic!r} was rejected")
-        self.engine.report(delivery, error, "mailbox")
+        report_later(self.engine, delivery, error, "mailbox")
         return error
 
     def reject_stuck(self, delivery: Delivery, cycle: tuple[str, ...]) -> None:

@@ -27,7 +27,6 @@ __all__ = [
     "current_task",
     "empty_context",
     "get_ident",
-    "is_finalizing",
     "join_thread",
     "make_lock",
     "monotonic",
@@ -45,7 +44,6 @@ __all__ = [
 monotonic: Callable[[], float] = time.monotonic
 wall_clock: Callable[[], float] = time.time
 get_ident: Callable[[], int] = threading.get_ident
-is_finalizing: Callable[[], bool] = sys.is_finalizing
 
 FREE_THREADED: bool = not getattr(sys, "_is_gil_enabled", lambda: True)()
 

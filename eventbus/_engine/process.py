@@ -1,7 +1,8 @@
-"""What happens to living buses when the process forks or exits.
+"""What happens to living buses when the process forks (G11) or exits (G10).
 
 Owner: ``_living`` is touched by constructors (``add`` is one step on every build for what nobody else holds yet) and
-read as a snapshot by the two hooks, which run with one thread (fork) or at exit.
+read as a snapshot by the two hooks, which run with one thread (fork) or at exit. In a forked child no other thread is
+left, so an engine's state is nobody else's there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import logging
 import weakref
 from typing import TYPE_CHECKING
 
+from .._values.stats import CloseReport, Status
 from . import primitives
+from .closing import CLOSED, OPEN, close
+from .delivery import SETTLED
+from .lane import Lane
+from .mailbox import ACTIVE
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,23 +34,86 @@ def enrol(engine: Engine) -> None:
         _living.add(engine)
 
 
+# Fork
+
+
 def _after_fork() -> None:
     global _lock
     _lock = primitives.make_lock()
     for engine in list(_living):
         try:
-            engine.after_fork()
+            _renew(engine)
         except BaseException:
             log.exception("a bus could not be set up in the forked child")
+
+
+def _renew(engine: Engine) -> None:
+    """In a forked child, whose only thread this is: registrations stay, everything in motion is cancelled."""
+    state = engine.state
+    boxes = engine.all_boxes()
+    engine.monitor.renew()
+    engine.drains, engine.waiting = [], {}
+    for box in boxes:
+        for delivery in box.unsettled():
+            delivery.epoch = delivery.deadline = None
+            engine.settle(delivery, Status.CANCELLED)
+        for delivery in box.running:
+            delivery.actor = None  # the call that forked, if it is one of these, is nobody's here
+    engine.timer.renew()
+    engine.dispatcher.renew()
+    executors = engine.executors
+    engine.renew()
+    for box in boxes:
+        box.renew()
+    for executor in executors:
+        executor.after_fork()
+    engine.registry.renew()
+    for box in list(engine.registry.boxes.values()):
+        if box.state != ACTIVE:
+            engine.registry.remove(box)
+        elif box.options.lane is not None:
+            box.lane = engine.lanes.setdefault(box.options.lane, Lane(box.options.lane))
+            box.lane.members += 1
+    if state != OPEN:
+        engine.state = CLOSED
+        engine.closed_report = CloseReport()
+    engine.monitor.flush()
+
+
+# Exit
 
 
 def _at_exit() -> None:
     for engine in list(_living):
         try:
-            engine.finish_at_exit()
+            _finish(engine)
         except BaseException:
             # One that raises would keep the interpreter from calling the other hooks.
             log.exception("a bus could not be closed at exit")
+
+
+def _finish(engine: Engine) -> None:
+    """The interpreter exits: run what is pending for plain functions, for as long as ``exit_timeout``."""
+    closed = engine.closed_report is not None
+    lost = engine.monitor.run(_drop_loops, engine)
+    report = close(engine, engine.options.exit_timeout)
+    if not closed:
+        lost += report.cancelled
+    if lost:
+        log.warning("the bus %r cancelled %d deliveries because the interpreter exits", engine.name, lost)
+
+
+def _drop_loops(engine: Engine) -> int:
+    """In a step: cancel what needs a loop; gives how many deliveries."""
+    lost = 0
+    for box in engine.all_boxes():
+        if box.executor is not None and box.executor is not engine.dispatcher:
+            lost += engine.cancel_pending(box)
+            for delivery in box.running:
+                if delivery.state is not SETTLED:
+                    lost += 1
+                    engine.settle(delivery, Status.CANCELLED)
+    return lost
 
 
 primitives.on_fork(_after_fork)

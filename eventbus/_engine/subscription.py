@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from .._errors import EventTimeoutError
 from .._values.options import check_timeout
 from . import primitives
-from .mailbox import ACTIVE
-from .waits import sleep
+from .delivery import running_here, stack_of
+from .mailbox import ACTIVE, DRAINING
+from .waits import ALL, Waiter, refuse_on_loop, sleep
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
     from .._values.stats import SubscriptionStats
+    from .delivery import Delivery
     from .mailbox import Mailbox
 
-__all__ = ["Handle", "Subscription"]
+__all__ = ["Handle", "Subscription", "quiet_waiter"]
 
 
 class Handle:
@@ -117,6 +119,19 @@ def sleep_unless_loop(subscription: Handle, timeout: float | None) -> bool:
     """Wait until no call of it runs any more; tells whether that came true in time."""
     box = subscription._box
     engine = box.engine
-    waiter = engine.quiet_waiter(box, primitives.get_ident())
-    engine.refuse_on_loop(waiter, "cancel(wait=True)")
+    waiter = quiet_waiter(box, primitives.get_ident())
+    refuse_on_loop(engine, waiter, "cancel(wait=True)")
     return sleep(engine, waiter, timeout)
+
+
+def quiet_waiter(box: Mailbox, actor: Any) -> Waiter:
+    """A wait for the calls of a cancelled subscription, but for the caller's own (G2)."""
+    mine = set(stack_of(running_here(actor)))
+    if box.state == DRAINING:
+        # Inline ones that come after the caller are still to be run: a wait for these could never end.
+        mine = {each for each in mine if each.actor is not None}
+
+    def others() -> list[Delivery]:
+        return [each for each in (*box.running, *box.unsettled()) if each not in mine]
+
+    return Waiter(f"the end of {box.name}", lambda: not others(), box.enlist, ALL, others)

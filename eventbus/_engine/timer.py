@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Timer"]
 
 LINGER = 1.0  # seconds that the thread stays without an entry, and between looks at whether there is one
-_NEVER = float("inf")
 
 # [due, number, callback or None once forgotten]
 Entry = list[Any]

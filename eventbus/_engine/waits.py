@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .engine import Engine
 
-__all__ = ["ALL", "ANY", "LENIENT", "SPACE", "Waiter", "begin", "end", "live_from", "notify", "sleep", "stuck_on"]
+__all__ = [
+    "ALL",
+    "ANY",
+    "LENIENT",
+    "SPACE",
+    "Waiter",
+    "begin",
+    "deadlock",
+    "end",
+    "live_from",
+    "notify",
+    "refuse_on_loop",
+    "sleep",
+    "stuck_on",
+]
 
 # What a wait needs of its targets to end: all of them, any one of them, or only those that do not wait for the waiter;
 # of those that stand in line for space, that they are admitted.
@@ -142,6 +156,13 @@ def sleep(engine: Engine, waiter: Waiter, timeout: float | None, insist: bool = 
     if waiter.error is not None:
         raise waiter.error
     return done
+
+
+def refuse_on_loop(engine: Engine, waiter: Waiter, call: str, remedy: str = "") -> None:
+    """Raise DeadlockError if waiting here would block a running event loop's own thread."""
+    if primitives.running_loop() is not None and not engine.look(waiter.ready):
+        remedy = remedy or "await it on an AsyncEventBus instead"
+        raise DeadlockError(f"{call} would block the event loop that runs in this thread; {remedy}")
 
 
 def deadlock(waiter: Waiter, cycle: list[str]) -> DeadlockError:

@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .._engine import primitives
-from .._engine.engine import CLOSED, OPEN
+from .._engine.closing import CLOSED, OPEN
 from .._engine.flow import Call, Pause
 from .._engine.receipt import Receipt
 from .._engine.waits import ALL, LENIENT, Waiter, notify

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from .event import Event
 
-__all__ = ["BusStats", "CloseReport", "HandlerError", "Latency", "Outcome", "PoolStats", "Status", "SubscriptionStats"]
+__all__ = [
+    "BusStats",
+    "CloseReport",
+    "HandlerError",
+    "Latency",
+    "Outcome",
+    "PoolStats",
+    "Status",
+    "SubscriptionStats",
+    "summary",
+]
 
 
 class Status(StrEnum):

@@ -12,7 +12,7 @@ import sys
 
 from .campaign import campaign
 from .explore import explore, replay
-from .scenarios import pairs, program, triples
+from .scenarios import looped, pairs, program, triples
 from .strategies import DepthFirst, Pct, Strategy
 
 
@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="kit_schedule")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
-    run.add_argument("names", nargs="+", help="programs, or `pairs`, `triples`")
-    run.add_argument("--grain", default="seam", choices=("seam", "line", "instruction"))
+    run.add_argument("names", nargs="+", help="programs, or `pairs`, `triples`, `looped`")
+    run.add_argument("--grain", default="seam", choices=("seam", "switch", "line"))
     run.add_argument("--bound", type=int, default=2)
     run.add_argument("--pct", type=int, default=0)
     run.add_argument("--seed", type=int, default=1)
@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
         print("nothing failed" if failure is None else f"{type(failure).__name__}: {failure}")
         return int(failure is not None)
     names = [
-        each for name in given.names for each in {"pairs": pairs, "triples": triples}.get(name, lambda n=name: [n])()
+        each
+        for name in given.names
+        for each in {"pairs": pairs, "triples": triples, "looped": looped}.get(name, lambda n=name: [n])()
     ]
     failed = total = 0
     for name in names:

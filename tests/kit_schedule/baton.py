@@ -11,7 +11,6 @@ Owner: whoever has the baton, all of it. The carriers (pooled OS threads) are re
 from __future__ import annotations
 
 import contextvars
-import faulthandler
 import sys
 import threading
 import traceback
@@ -25,6 +24,7 @@ __all__ = ["CLOCK", "Abort", "Deadlock", "Diverged", "Livelock", "Scheduler", "S
 
 LIMIT = 50_000  # points in one schedule; one that needs more does not end
 PATIENCE = 20.0  # seconds, real ones, after which a schedule is blocked outside of the seam
+_OWN = ("kit_schedule/baton.py", "kit_schedule/seam.py", "kit_schedule/explore.py", "/threading.py")
 EPOCH = 1000.0  # the virtual clock at the start
 CLOCK: Any = None  # stands for the clock among the options of a point
 
@@ -157,9 +157,8 @@ class Scheduler:
         self.current = first
         first.go.release()
         if not self._finished.acquire(timeout=PATIENCE):
-            faulthandler.dump_traceback(all_threads=True)
             self.aborting = True
-            raise Stuck(f"{self.current!r} blocks outside of the seam (stacks above); replay {self.replay()}")
+            raise Stuck(f"{self.current!r} blocks outside of the seam: {self.stacks()}")
         return self.failure
 
     def replay(self) -> str:

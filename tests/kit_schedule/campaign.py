@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from .explore import Result, explore
-from .scenarios import HARDEST, LYING, pairs, program, triples
+from .scenarios import HARDEST, LYING, looped, pairs, program, triples
 from .strategies import DepthFirst, Pct, Strategy
 
 __all__ = ["Job", "Totals", "campaign", "run_job"]
@@ -81,7 +81,7 @@ def run_job(job: Job) -> Result:
 
 def stages(seconds: float) -> Iterator[list[Job]]:
     """Deeper and deeper; each stage has its share of the time."""
-    two, three = pairs(), triples()
+    two, three, loops = pairs(), triples(), looped()
 
     def share(names: list[str], part: float, grain: str, bound: int | None, seed: int = 0) -> list[Job]:
         each = seconds * part / len(names)
@@ -89,14 +89,18 @@ def stages(seconds: float) -> Iterator[list[Job]]:
 
     lying = [f"lying/{name}" for name in LYING]
     yield share(two, 0.1, "seam", 1)
+    yield share(loops, 0.05, "seam", 1)
     yield share(lying, 0.05, "seam", 2)
-    yield share(two, 0.15, "seam", 2)
-    yield share(two, 0.2, "line", 1)
-    yield share(three, 0.15, "seam", 1)
-    yield share([*HARDEST], 0.1, "line", 2)
+    yield share(two, 0.1, "seam", 2)
+    yield share(two, 0.2, "switch", 1)
+    yield share(two, 0.05, "line", 1)
+    yield share(loops, 0.05, "switch", 1)
+    yield share(three, 0.1, "seam", 1)
+    yield share([*HARDEST], 0.1, "switch", 2)
     for seed in count(1):
-        yield share(three, 0.1, "line", None, seed)
-        yield share(two, 0.05, "seam", None, seed)
+        yield share(three, 0.1, "switch", None, seed)
+        yield share(loops, 0.05, "switch", None, seed)
+        yield share(two, 0.05, "switch", None, seed)
 
 
 def campaign(minutes: float, report: Callable[[str], object] = print, jobs: int | None = None) -> Totals:

@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from .baton import Scheduler, Stuck
-from .lines import line_points
+from .loops import janus_swapped
+from .points import points_within
 from .seam import swapped
 from .strategies import Replay, Strategy
 
@@ -73,20 +74,22 @@ class Result:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No garbage collection at moments of its own choice, no logging: neither is part of the schedule."""
-    log = logging.getLogger("eventbus")
-    disabled, log.disabled = log.disabled, True
+    logs = [logging.getLogger(name) for name in ("eventbus", "asyncio")]
+    disabled = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     gc.freeze()
     try:
         yield
     finally:
-        log.disabled = disabled
+        gc.collect()  # of what is new alone: the rest is frozen still
         gc.unfreeze()
         if enabled:
             gc.enable()
-        gc.collect()
+        for log, before in zip(logs, disabled, strict=True):
+            log.disabled = before
 
 
 def explore(
@@ -98,13 +101,14 @@ def explore(
     schedules: int = 1_000_000,
     seconds: float = 1e9,
 ) -> Result:
-    """Run a program under the schedules of a strategy. ``grain``: ``"seam"``, ``"line"`` or ``"instruction"``."""
+    """Run a program under the schedules of a strategy. ``grain``: ``"seam"``, ``"switch"`` or ``"line"``."""
     result = Result(program.name, f"{grain} {what or type(strategy).__name__}")
     began = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(swapped())
-        wrap = None if grain == "seam" else stack.enter_context(line_points(grain == "instruction"))
+        stack.enter_context(swapped(sections=grain != "line"))
+        stack.enter_context(janus_swapped())
+        wrap = None if grain == "seam" else stack.enter_context(points_within(grain))
         while True:
             strategy.begin()
             sched = Scheduler(strategy, wrap, program.lies)

@@ -6,15 +6,19 @@ operations, ``emit+cancel``; ``warm/`` says that a worker sleeps already when th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from itertools import combinations, combinations_with_replacement
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from eventbus_async import AsyncEventBus
 
 from .baton import Scheduler
 from .explore import Program
+from .loops import Looped
 from .world import World
 
-__all__ = ["CORE", "EXTRA", "HARDEST", "LYING", "OPERATIONS", "pairs", "program", "triples"]
+__all__ = ["CORE", "EXTRA", "HARDEST", "LYING", "OPERATIONS", "looped", "pairs", "program", "triples"]
 
 IDLE = 1.0  # as long as an idle worker stays: an emit that comes just then meets it on its way out
 
@@ -88,7 +92,7 @@ def _once(name: str, register: Callable[[World], object]) -> Callable[[World], N
 
 
 def _on(world: World) -> None:
-    name = f"new{len(world.subs)}"
+    name = f"new{world.now()}"
     if world.on(name, "t") is not None:
         world.emit("t")
 
@@ -111,6 +115,11 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "emits": Operation(_nothing, lambda world: _emits(world, "t", 2)),
     "canceldrain": Operation(_nothing, lambda world: world.cancel("A", drain=True)),
+    "second": Operation(_once("Q", lambda world: world.on("Q", "t")), lambda world: world.cancel("Q", wait=True)),
+    "tired": Operation(
+        _once("Z", lambda world: world.on("Z", "z", act=lambda _: world.sched.sleep(0.01))),
+        lambda world: _emits(world, "z", 3),
+    ),
     "block": _full("block"),
     "oldest": _full("drop_oldest"),
     "newest": _full("drop_newest"),
@@ -169,9 +178,72 @@ OPERATIONS: dict[str, Operation] = {
     ),
 }
 
+
+def _looped(main: Callable[[Looped], Awaitable[object]]) -> Operation:
+    """An operation whose thread runs a loop."""
+    return Operation(_nothing, lambda world: Looped(world).run(main))
+
+
+def _new(loop: Looped, **options: Any) -> str:
+    name = f"loop{loop.world.now()}"
+    loop.on(name, "t", **options)
+    return name
+
+
+async def _aemit(loop: Looped) -> None:
+    name = _new(loop)
+    await loop.wait(loop.emit())
+    await loop.cancel(name)
+
+
+async def _aserve(loop: Looped) -> None:
+    _new(loop)
+    await loop.others()
+
+
+async def _aleave(loop: Looped) -> None:
+    """The loop closes with deliveries in its handler, and more behind it."""
+    _new(loop, pause=0.01)
+    loop.emit()
+    loop.emit()
+    await asyncio.sleep(0)
+
+
+async def _atask(loop: Looped) -> None:
+    """Whoever awaits is cancelled; what he awaits is not."""
+    _new(loop)
+    task = asyncio.ensure_future(loop.wait(loop.emit()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    await loop.drain()
+
+
+async def _adrain(loop: Looped) -> None:
+    _new(loop)
+    loop.emit()
+    await loop.drain()
+
+
+async def _aclose(loop: Looped) -> None:
+    _new(loop)
+    loop.emit()
+    await loop.close()
+
+
+LOOPED: dict[str, Operation] = {
+    "aemit": _looped(_aemit),
+    "aserve": _looped(_aserve),
+    "aleave": _looped(_aleave),
+    "atask": _looped(_atask),
+    "adrain": _looped(_adrain),
+    "aclose": _looped(_aclose),
+}
+OPERATIONS.update(LOOPED)
+
 # Settling is the worker's part of every emit; idle-to-busy and a worker's end are "late", its joining is "join".
 CORE = ("emit", "on", "cancel", "cancelwait", "wait", "drain", "close", "late", "join", "timeout")
-EXTRA = tuple(name for name in OPERATIONS if name not in CORE)
+EXTRA = tuple(name for name in OPERATIONS if name not in CORE and name not in LOOPED)
 HARDEST = (
     "emit+wait+close",
     "late+cancelwait+drain",
@@ -189,13 +261,15 @@ def program(name: str) -> Program:
     names = text.split("+")
 
     def body(sched: Scheduler) -> None:
-        world = World(sched)
+        world = World(sched, facade=AsyncEventBus(name="explored") if LOOPED.keys() & set(names) else None)
         world.on("A", "t")
         for each in names:
             OPERATIONS[each].prepare(world)
         if "warm" in ways:
             world.wait(world.emit("t"))
             world.drain()
+            for topic in {topic for sub in world.subs.values() for topic in sub.topics}:
+                world.bus.handlers(topic)  # its route is found
         world.run(
             *((f"{each}-{place}", lambda each=each: OPERATIONS[each].act(world)) for place, each in enumerate(names))
         )  # type: ignore[misc]
@@ -210,6 +284,17 @@ def pairs() -> list[str]:
         names.append(f"{extra}+{extra}")
         names.extend(f"{extra}+{other}" for other in ("emits", "cancelwait", "drain", "close") if other != extra)
     names.extend(f"{policy}+cancelfull" for policy in ("block", "oldest", "latest", "impatient"))
+    names.extend(f"warm/{extra}+emits" for extra in EXTRA)
+    return names
+
+
+def looped() -> list[str]:
+    """Every pair of a loop with another loop, and with what threads do."""
+    names = [f"{one}+{two}" for one, two in combinations_with_replacement(LOOPED, 2)]
+    names.extend(
+        f"{loop}+{other}" for loop in LOOPED for other in ("emit", "wait", "on", "cancelwait", "drain", "close")
+    )
+    names.extend(f"warm/aserve+emits+{other}" for other in ("wait", "cancelwait", "drain", "close"))
     return names
 
 

@@ -194,14 +194,15 @@ _fakes: dict[str, Any] = {
 
 
 @contextmanager
-def swapped() -> Iterator[None]:
-    """Within it, controlled threads meet the scheduler at the seam."""
+def swapped(sections: bool = True) -> Iterator[None]:
+    """Within it, controlled threads meet the scheduler at the seam; ``sections=False``: as without a GIL."""
     missing = set(_fakes) - set(_real)
     assert not missing, f"the seam has no {missing} any more"
-    before = {name: getattr(primitives, name) for name in _fakes}
+    before = {name: getattr(primitives, name) for name in (*_fakes, "SECTIONS")}
     living = set(process._living)
     for name, fake in _fakes.items():
         setattr(primitives, name, fake)
+    primitives.SECTIONS = sections and before["SECTIONS"]
     Worker.__hash__ = _steady_hash  # type: ignore[method-assign]
     try:
         yield

@@ -23,6 +23,8 @@ __all__ = ["Call", "Emit", "Sub", "World"]
 
 CALLED = ("delivered", "failed", "timed_out")  # a handler was called for these, once
 ENDLESS = 1 << 60
+SERVING = "aserve"  # operations whose name begins thus last until the others have ended
+CLOSE_TIMEOUT = 10.0  # of a bus that was not told otherwise, in virtual seconds
 
 
 @dataclass(eq=False)
@@ -54,6 +56,7 @@ class Sub:
     quiet: int = ENDLESS  # when a waiting cancel of somebody else's returned
     first: int = 0  # how many cancels said that it was they
     handle: Any = None
+    gone: bool = False  # its loop has closed
 
     @property
     def serial(self) -> bool:
@@ -82,9 +85,14 @@ class World:
     closed: int = ENDLESS
     gate: bool = False
     closed_inside: bool = False
+    impatient: bool = False  # a close may have cancelled something
+
+    facade: Any = None  # the asyncio face that has made the bus, or None
+    alone: bool = False  # only loops that wait for the others are left
 
     def __post_init__(self) -> None:
-        self.bus = EventBus("explored", **self.options)
+        self.bus: EventBus = EventBus("explored", **self.options) if self.facade is None else self.facade.bus
+        self.loops: list[Any] = []
         self.emits: list[Emit] = []
         self.subs: dict[str, Sub] = {}
         self.calls: list[Call] = []
@@ -119,13 +127,17 @@ class World:
         try:
             sub.handle = self.bus.on(list(topics), handler, name=name, **options)
         except BusClosedError:
-            assert self.closing <= self.clock, "refused though nobody closes"
+            self.refused()
             del self.subs[name]
             return None
         sub.end = self.now()
         return sub
 
-    def emit(self, topic: str = "t", key: object = None, **arguments: Any) -> Emit | None:
+    def refused(self) -> None:
+        """The bus has said that it is closed."""
+        assert self.closing <= self.clock, "refused though nobody closes"
+
+    def emit(self, topic: str = "t", key: object = None, via: Any = None, **arguments: Any) -> Emit | None:
         """Emit a numbered event. None if the bus has refused it, closed."""
         task = here()
         assert task is not None
@@ -134,13 +146,16 @@ class World:
         record = Emit(len(self.emits), topic, emitter, parent, key, self.now())
         self.emits.append(record)
         try:
-            receipt = self.bus.emit(topic, (record.number, key), **arguments)
+            receipt = (via or self.bus).emit(topic, (record.number, key), **arguments)
         except BusClosedError:
-            assert self.closing <= self.clock, "refused though nobody closes"
+            self.refused()
             return None
         record.receipt = receipt
         record.end = self.now()
         assert receipt.deliveries is not None
+        for sub in self.subs.values():
+            if sub.options.get("overflow", "block") != "block" and sub.handle is not None:
+                assert sub.handle.stats().pending <= sub.options["max_pending"], f"{sub.name} holds too much (G9)"
         return record
 
     def wait(self, record: Emit | None, timeout: float | None = None) -> None:
@@ -201,10 +216,10 @@ class World:
         task = here()
         inside = task is not None and task.inside > 0
         self.closing = min(self.closing, self.now())
-        self.bus.close()
-        # A handler that has closed the bus goes on afterwards, and its own delivery is settled when it ends.
-        exact = not inside and not self.closed_inside
         self.closed_inside |= inside
+        self._close(inside)
+        # A handler that has closed the bus goes on afterwards, and its own delivery is settled when it ends.
+        exact = not self.closed_inside
         self.closed = min(self.closed, self.now())
         if exact:
             for each in self.emits:
@@ -213,6 +228,13 @@ class World:
                 )
         late = self.emit()
         assert late is None, "an emit was accepted after close() had returned"
+
+    def _close(self, inside: bool = False) -> Any:
+        began = self.sched.now
+        report = self.bus.close()
+        late = self.sched.now - began >= CLOSE_TIMEOUT
+        self.impatient |= late or inside or "start" in self.sched.lies
+        return report
 
     def stream(self, name: str, topic: str) -> None:
         """Open a stream; what it is read of is judged like calls."""
@@ -245,7 +267,20 @@ class World:
     def run(self, *operations: tuple[str, Callable[[], object]]) -> None:
         """Explore these operations, each in a thread of its own; then come to rest, close, and judge."""
         sched = self.sched
-        tasks = [sched.start(lambda do=do: (sched.point(), do()), name) for name, do in operations]  # type: ignore[misc]
+        left = [name for name, _ in operations if not name.startswith(SERVING)]
+        self.alone = not left
+
+        def thread(name: str, do: Callable[[], object]) -> None:
+            sched.point()
+            do()
+            if name in left:
+                left.remove(name)
+            if not left:
+                self.alone = True
+                for loop in self.loops:
+                    loop.release()
+
+        tasks = [sched.start(lambda name=name, do=do: thread(name, do), name) for name, do in operations]  # type: ignore[misc]
         sched.branching = True
         sched.point(lambda: all(task.over for task in tasks))
         sched.branching = False
@@ -263,7 +298,7 @@ class World:
             self._come_to_rest()
             self.judge_counts()
         self.closing = min(self.closing, self.now())
-        report = self.bus.close()
+        report = self._close()
         assert report.stuck == () or self.closed != ENDLESS, report
         self._come_to_rest()
         self.judge_counts()
@@ -304,7 +339,6 @@ class World:
             assert call.end != ENDLESS, f"a call of {call.sub.name} has not ended"
             calls.setdefault((call.sub, call.number), []).append(call)
         by_id = {sub.handle.id: sub for sub in self.subs.values()}
-        closing = self.closing
         for each in self.emits:
             receipt = each.receipt
             if receipt is None:
@@ -320,7 +354,7 @@ class World:
             for sub in self.subs.values():
                 if each.topic not in sub.topics:
                     assert sub not in reached
-                elif sub.end < each.begin and each.end < min(sub.cancel_begin, closing):
+                elif sub.end < each.begin and each.end < sub.cancel_begin:
                     assert sub in reached, f"emit {each.number} missed {sub.name} (G1, G3)"
                 elif each.end < sub.begin or min(sub.cancel_end, self.closed) < each.begin:
                     assert sub not in reached, f"emit {each.number} reached {sub.name} out of its time (G2, G3)"
@@ -346,8 +380,9 @@ class World:
             assert made == 1 or (made == 0 and status == "timed_out"), what
         elif status == "cancelled":
             assert made <= 1, what
-            assert sub.cancel_begin != ENDLESS or self.closing != ENDLESS, f"{what}, and nobody cancelled it"
-            assert made == 0 or self.closed != ENDLESS, what
+            # A close drains: it cancels what is left when its time is up, or waits for the handler that closes.
+            assert sub.cancel_begin != ENDLESS or self.impatient, f"{what}, and nobody cancelled it"
+            assert made == 0 or self.closed != ENDLESS or sub.gone, what
         else:
             assert made == 0, what
         if status == "delivered" and made:

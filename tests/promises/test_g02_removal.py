@@ -1,4 +1,4 @@
-"""G2: once ``cancel()`` has returned, nothing more is claimed; with ``wait`` no instruction of the handler runs after."""
+"""G2: once ``cancel()`` has returned, nothing is claimed any more; with ``wait`` none of the handler runs after it."""
 
 from __future__ import annotations
 

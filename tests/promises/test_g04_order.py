@@ -17,7 +17,9 @@ variable: ContextVar[str] = ContextVar("variable", default="nothing")
 # Order
 
 
-@pytest.mark.parametrize("options", [{}, {"lane": "one"}, {"key": lambda event: 0, "concurrency": 3}, {"max_pending": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lane": "one"}, {"key": lambda event: 0, "concurrency": 3}, {"max_pending": 2}]
+)
 def test_g4_hammer_each_emitter_arrives_in_its_order_one_call_at_a_time(bus: EventBus, options: dict[str, Any]) -> None:
     got: list[tuple[int, int]] = []
     inside = most = 0

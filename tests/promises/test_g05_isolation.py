@@ -380,7 +380,8 @@ def test_g5_raise_for_errors_of_an_unsettled_receipt_raises_what_there_is(bus: E
 
 
 @pytest.mark.parametrize(
-    ("of_bus", "of_emit", "raises"), [(True, None, True), (False, True, True), (True, False, False), (False, None, False)]
+    ("of_bus", "of_emit", "raises"),
+    [(True, None, True), (False, True, True), (True, False, False), (False, None, False)],
 )
 def test_g5_propagate_errors_of_the_bus_or_the_emit(of_bus: bool, of_emit: bool | None, raises: bool) -> None:
     error = ValueError("on purpose")

@@ -190,7 +190,7 @@ def test_g6_request_whose_only_handler_is_cancelled_raises(bus: EventBus) -> Non
         bus.emit("a")
         gate.entered()
         with Team() as team:
-            team.add(lambda: pytest.raises(NoHandlerError, bus.request, "a", None, BOUND))
+            team.add(lambda: pytest.raises(NoHandlerError, bus.request, "a", None, BOUND))  # noqa: RUF061
             team.go()
             soon(lambda: subscription.stats().pending == 1)
             subscription.cancel()
