@@ -23,12 +23,12 @@ from ._errors import (
     OptionTypeError,
     TopicError,
 )
-from ._scope import Scope, marked_methods
+from ._scope import Scope, methods_to_register
 from ._stream import Stream
 from ._values.handler import same_handler
 from ._values.options import check_bus_options, check_count, check_timeout
 from ._values.stats import Status
-from ._values.topic import Topic, check_pattern, check_topic, is_pattern
+from ._values.topic import Topic, check_pattern, check_topic, is_pattern, refuse_bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -193,6 +193,8 @@ class EventBus:
     sync_on = on
 
     def _decorator(self, topic: Any, options: Any) -> Callable[[F], F]:
+        refuse_bare(topic, "bus.on")
+
         def register(handler: F) -> F:
             self.on(topic, handler, **options)
             return handler
@@ -200,10 +202,16 @@ class EventBus:
         return register
 
     def register(self, obj: object) -> Scope:
-        """Subscribe the methods of an object that are marked with ``@handles``; they end with the scope returned."""
+        """Subscribe the methods of an object that are marked with ``@handles``; they end with the scope returned.
+
+        Raises:
+            HandlerTypeError: Nothing of it is marked, or a marked method cannot be a handler.
+            OptionError, BusClosedError: As for :meth:`on`.
+        """
+        marked = methods_to_register(obj)
         scope = self.scope()
         try:
-            for method, topics, options in marked_methods(obj):
+            for method, topics, options in marked:
                 scope.on(list(topics), method, **options)
         except BaseException:
             scope.cancel()
@@ -553,5 +561,5 @@ def first_answer(receipt: Receipt) -> Any:
     errors = receipt._errors()
     topic = receipt._topic
     if errors:
-        raise group_errors(f"all {receipt.deliveries} handlers of {topic!r} failed", errors)
+        raise group_errors(f"no handler of {topic!r} succeeded", errors)
     raise NoHandlerError(f"no handler of {topic!r} answered: {receipt!r}")

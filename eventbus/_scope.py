@@ -13,14 +13,14 @@ from ._engine import primitives
 from ._errors import BusClosedError, HandlerTypeError
 from ._stream import Stream
 from ._values.options import UNSET, Options, check_options, check_timeout
-from ._values.topic import check_patterns
+from ._values.topic import check_patterns, refuse_bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
-__all__ = ["BusScope", "Member", "Scope", "ScopeCore", "handles", "marked_methods"]
+__all__ = ["BusScope", "Member", "Scope", "ScopeCore", "handles", "marked_methods", "methods_to_register"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Member")
@@ -109,6 +109,8 @@ class BusScope(ScopeCore, Generic[S]):
     sync_on = on
 
     def _decorator(self, topic: Any, options: dict[str, Any]) -> Callable[[F], F]:
+        refuse_bare(topic, "scope.on")
+
         def register(handler: F) -> F:
             self.on(topic, handler, **options)
             return handler
@@ -211,6 +213,8 @@ def handles(*topics: Any, **options: Any) -> Callable[[F], F]:
         ...     bus.emit("orders/paid", {"id": 7}).wait().results()
         [7]
     """
+    if len(topics) == 1:
+        refuse_bare(topics[0], "handles")
     check_patterns(list(topics))
     check_options(Options(), options)
 
@@ -222,6 +226,20 @@ def handles(*topics: Any, **options: Any) -> Callable[[F], F]:
         return method
 
     return mark
+
+
+def methods_to_register(obj: object) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """What :func:`marked_methods` finds. Raises HandlerTypeError if nothing is marked, nor ever was in a base class."""
+    found = list(marked_methods(obj))
+    if not found and not any(
+        hasattr(getattr(each, "__func__", each), _MARK) for cls in type(obj).__mro__ for each in vars(cls).values()
+    ):
+        if isinstance(obj, type):
+            remedy = "it is a class; register an object of it"
+        else:
+            remedy = "mark some with @handles(topic), or use bus.on(topic, handler)"
+        raise HandlerTypeError(f"{obj!r} has no methods that are marked as handlers: {remedy}")
+    return found
 
 
 def marked_methods(obj: object) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:

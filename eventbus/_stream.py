@@ -87,7 +87,7 @@ class Stream:
                 )
             left = None if deadline is None else max(0.0, deadline - primitives.monotonic())
             if not sleep(engine, box.reader(), left, insist=False):
-                raise EventTimeoutError(f"no event of {box.name} within {timeout:g} s")
+                raise EventTimeoutError(f"no event of {box.name} ({', '.join(box.patterns)}) within {timeout:g} s")
 
     def cancel(self, wait: bool = False, timeout: float | None = None) -> bool:
         """End the stream; what its buffer holds can still be read. Tells whether it was this call that ended it."""

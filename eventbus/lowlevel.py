@@ -49,9 +49,10 @@ from ._engine.waits import notify as notify
 from ._later import later as later
 from ._scope import BusScope as BusScope
 from ._scope import ScopeCore as ScopeCore
-from ._scope import marked_methods as marked_methods
+from ._scope import methods_to_register as methods_to_register
 from ._values.handler import HandlerSpec as HandlerSpec
 from ._values.options import check_timeout as check_timeout
+from ._values.topic import refuse_bare as refuse_bare
 
 if _typing.TYPE_CHECKING:
     from ._bus import BusArguments as BusArguments

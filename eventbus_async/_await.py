@@ -22,12 +22,14 @@ from ._runner import executor_of
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Generator
+    from types import TracebackType
+    from typing import Self
 
     from eventbus.lowlevel import Engine
 
     from ._binding import Binding
 
-__all__ = ["Acted", "Count", "Driven", "Ended", "Receipt", "Waiting", "again", "wait"]
+__all__ = ["Acted", "Block", "Count", "Driven", "Ended", "Receipt", "Waiting", "again", "wait"]
 
 T = TypeVar("T")
 
@@ -245,6 +247,32 @@ class Ended(Acted[bool]):
 
     def __bool__(self) -> bool:
         return self._ended
+
+
+class Block:
+    """A ``with`` block that cancels at its end; at that of ``async with``, calls that have begun are waited for."""
+
+    __slots__ = ()
+
+    def cancel(self, wait: bool = False, timeout: float | None = None) -> Ended:
+        """End it, now."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.cancel(wait=True)
 
 
 class Count(int, Driven[int]):

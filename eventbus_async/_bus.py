@@ -32,9 +32,10 @@ from eventbus.lowlevel import (
     default,
     drain_waiter,
     first_answer,
-    marked_methods,
+    methods_to_register,
     overdue,
     quiet_waiter,
+    refuse_bare,
     stream_options,
 )
 
@@ -209,6 +210,8 @@ class AsyncEventBus:
         return subscription if self._members is None else self._members.admit(subscription)
 
     def _decorator(self, topic: Any, loop: Any, options: Any) -> Callable[[F], F]:
+        refuse_bare(topic, "bus.on")
+
         def register(handler: F) -> F:
             self.on(topic, handler, loop=loop, **options)
             return handler
@@ -216,10 +219,16 @@ class AsyncEventBus:
         return register
 
     def register(self, obj: object) -> Scope:
-        """Subscribe the methods of an object that are marked with ``@handles``; they end with the scope returned."""
+        """Subscribe the methods of an object that are marked with ``@handles``; they end with the scope returned.
+
+        Raises:
+            HandlerTypeError: Nothing of it is marked, or a marked method cannot be a handler.
+            OptionError, BusClosedError: As for :meth:`on`.
+        """
+        marked = methods_to_register(obj)
         scope = self.scope()
         try:
-            for method, topics, options in marked_methods(obj):
+            for method, topics, options in marked:
                 scope.on(list(topics), method, **options)
         except BaseException:
             scope.cancel()

@@ -187,7 +187,7 @@ class LoopExecutor(Executor):
         ready = self.ready
         following: Delivery | None = None
         box = ready[0] if ready else None
-        if box is not None:
+        if box is not None and not (primitives.tools() and primitives.watched()):
             pending = box.pending
             cell = slot.cell
             # Section: a slot begins and claims. See primitives.SECTIONS.
@@ -565,6 +565,7 @@ class Slot:
         cancelling = task.cancelling
         ready = executor.ready
         until = executor.since + SLICE
+        watched = primitives.tools() and primitives.watched()
         box: Any = None
         receipt: Any = None
         following: Any = None
@@ -598,7 +599,7 @@ class Slot:
                     continue
                 executor.spent = now = monotonic()
                 following = REFUSED
-                if not (self.ours or self.expired):
+                if not (self.ours or self.expired or watched):
                     following = turn(engine, self, delivery, receipt, box, value, now - started, now < until)
                 if following is REFUSED:
                     context = None
@@ -608,7 +609,7 @@ class Slot:
                 context = receipt = value = self.coroutine = None
                 if delivery is None:
                     # Section: nothing is left to claim. See primitives.SECTIONS.
-                    if not (monitor.busy or ready or box.pending):
+                    if not (watched or monitor.busy or ready or box.pending):
                         executor.computing = 0
                         box = None
                     # End of section.

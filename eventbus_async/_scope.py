@@ -5,21 +5,15 @@ Owner: as in the core's scope, whose members this one keeps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from eventbus.lowlevel import BusScope, check_timeout
 
-from ._await import Ended
+from ._await import Block, Ended
 from ._stream import Stream
-
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
 
 __all__ = ["Scope"]
 
 
-class Scope(BusScope[Stream]):
+class Scope(Block, BusScope[Stream]):
     """A set of registrations that end together. Made by ``bus.scope()`` and ``bus.register(obj)``; safe in any thread.
 
     Leaving ``async with`` cancels all of them and waits for calls that have begun; a plain ``with`` cancels them.
@@ -54,19 +48,3 @@ class Scope(BusScope[Stream]):
             return first
 
         return Ended(self._bus._binding, first, quiet)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.cancel(wait=True)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from eventbus import EventTimeoutError
 from eventbus.lowlevel import check_timeout, primitives
 
-from ._await import Acted, Waiting
+from ._await import Acted, Block, Waiting
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from eventbus import Event
@@ -28,7 +27,7 @@ __all__ = ["Stream"]
 UNBROKEN = 64  # events that are given without a pass of the loop
 
 
-class Stream:
+class Stream(Block):
     """The events of a topic or pattern, in order, for ``async for``. Made by ``bus.stream()``; safe in any loop.
 
     It is subscribed from the call on, so nothing emitted afterwards is missed; ends when it is cancelled, left as a
@@ -97,7 +96,7 @@ class Stream:
             self._given = 0
             left = None if deadline is None else max(0.0, deadline - primitives.monotonic())
             if not await Waiting(engine, box.reader(), left):
-                raise EventTimeoutError(f"no event of {box.name} within {timeout:g} s")
+                raise EventTimeoutError(f"no event of {box.name} ({', '.join(box.patterns)}) within {timeout:g} s")
 
     def cancel(self, wait: bool = False, timeout: float | None = None) -> Ended:
         """End the stream, now; what its buffer holds can still be read. The result may be awaited: whether it was this
@@ -112,22 +111,6 @@ class Stream:
         if event is None:
             raise StopAsyncIteration
         return event
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
 
     def __del__(self) -> None:
         # A forgotten stream would fill its buffer and then hold emitters up.

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from eventbus import EventTimeoutError
 from eventbus.lowlevel import Handle, check_timeout, quiet_waiter
 
-from ._await import Driven, Ended, Waiting, again
+from ._await import Block, Driven, Ended, Waiting, again
 from ._binding import actor
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import TracebackType
-    from typing import Self
 
     from eventbus.lowlevel import Mailbox
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Subscription"]
 
 
-class Subscription(Handle, Driven["Subscription"]):
+class Subscription(Block, Handle, Driven["Subscription"]):
     """A handler on one or several patterns, with its own mailbox. Made by ``on()``; safe in any thread and loop.
 
     It is in effect when ``on()`` has returned; it can be awaited too, which gives the subscription itself. ``async
@@ -72,19 +70,3 @@ class Subscription(Handle, Driven["Subscription"]):
             return ended
 
         return Ended(self._binding, ended, quiet)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.cancel(wait=True)

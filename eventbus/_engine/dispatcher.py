@@ -205,7 +205,7 @@ class Worker:
         delivery = step(pool.next, self)
         while True:
             while delivery is not None:
-                if delivery.box.flows:
+                if delivery.box.flows and not (primitives.tools() and primitives.watched()):
                     delivery = self.flow(engine, delivery)
                     continue
                 status, value, error, took = call(engine, delivery)

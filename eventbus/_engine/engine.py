@@ -68,6 +68,7 @@ R = TypeVar("R", bound=Receipt)
 S = TypeVar("S", bound="Handle")
 T = TypeVar("T")
 
+_REMEDY = "; use it before it is closed, or make another bus"
 LOOP_SECONDS = 0.5  # between looks at the loops, for one that was closed, while somebody waits
 SAMPLE = 127  # one emit in 128 has its latencies measured, and the first of each subscription
 
@@ -145,6 +146,7 @@ class Engine:
             or not route.swift
             or follow
             or (cause is not None and (cause.state is not RUNNING or cause.box.engine is not self))
+            or (primitives.tools() and primitives.watched())
         ):
             return self._emit_in_step(receipt, cause, require, own)
         return self._emit_in_sections(receipt, route, cause, require, own)
@@ -350,9 +352,11 @@ class Engine:
                     receipt._follows = above if receipt._follows is None else (receipt, *above)
         if self.state != OPEN and not (self.state == CLOSING and (own or cause is not None)):
             state = ("", "closing", "closed")[self.state]
-            raise BusClosedError(f"the bus {self.name!r} is {state}: {receipt._topic!r} was not emitted")
+            raise BusClosedError(f"the bus {self.name!r} is {state}: {receipt._topic!r} was not emitted{_REMEDY}")
         if route.counted < require:
-            raise NoHandlerError(f"{receipt._topic!r} requires {require} handlers, but {route.counted} listen")
+            raise NoHandlerError(
+                f"{route.counted} handlers listen to {receipt._topic!r}, and {require} must; register before you emit"
+            )
         boxes = route.boxes
         if route.keyed:
             missing = [box for box in boxes if box.key is not None and (keys is None or box not in keys)]
@@ -742,7 +746,7 @@ class Engine:
 
     def _register(self, box: Mailbox, executor: Executor | None) -> None:
         if self.state != OPEN:
-            raise BusClosedError(f"the bus {self.name!r} is closed: {box.name} was not registered")
+            raise BusClosedError(f"the bus {self.name!r} is closed: {box.name} was not registered{_REMEDY}")
         if box.state != NEW:
             return  # cancelled before it took effect
         if box.options.unique:

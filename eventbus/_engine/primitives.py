@@ -37,8 +37,10 @@ __all__ = [
     "pause",
     "running_loop",
     "start_thread",
+    "tools",
     "wake_loop",
     "wall_clock",
+    "watched",
 ]
 
 monotonic: Callable[[], float] = time.monotonic
@@ -50,6 +52,29 @@ FREE_THREADED: bool = not getattr(sys, "_is_gil_enabled", lambda: True)()
 # On builds with a GIL nobody else runs, and no signal handler, between two calls: CPython looks for them only where a
 # function begins, at the end of a call and at a backward jump. Steps without any of these need no lock there.
 SECTIONS: bool = not FREE_THREADED
+
+if sys.version_info >= (3, 12):
+    # What tools listen to in the whole interpreter: empty, and in C, where there are none.
+    tools: Callable[[], object] = getattr(sys.monitoring, "_all_events", lambda: {"": 1})
+else:
+
+    def tools() -> object:
+        """What listens to this thread's code, if anything does: a trace or a profile function."""
+        return sys.gettrace() or sys.getprofile()
+
+
+def watched() -> bool:
+    """Whether a debugger's, profiler's or coverage tool's Python code may run between any two lines of this thread's.
+
+    Other threads may run then, too, so no section is one. To be asked if there are :data:`tools`.
+    """
+    # That of coverage.py is in C and runs Python code only where a function begins.
+    if {type(sys.gettrace()).__name__, type(sys.getprofile()).__name__} - {"NoneType", "CTracer"}:
+        return True
+    if sys.version_info < (3, 12):
+        return False
+    return any(sys.monitoring.get_tool(number) is not None for number in range(6))
+
 
 # The longest that a lock can wait in one go.
 _LONGEST = min(threading.TIMEOUT_MAX, 1e8)

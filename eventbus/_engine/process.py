@@ -100,7 +100,13 @@ def _finish(engine: Engine) -> None:
     if not closed:
         lost += report.cancelled
     if lost:
-        log.warning("the bus %r cancelled %d deliveries because the interpreter exits", engine.name, lost)
+        log.warning(
+            "the bus %r cancelled %d %s because the interpreter exits; close the bus before that, on a loop if it"
+            " has coroutine handlers",
+            engine.name,
+            lost,
+            "delivery" if lost == 1 else "deliveries",
+        )
 
 
 def _drop_loops(engine: Engine) -> int:

@@ -145,7 +145,7 @@ class Receipt:
         return self
 
     def results(self) -> list[Any]:
-        """The values of the delivered ones, in order of registration."""
+        """The values of those delivered so far, in order of registration; of all, once it was waited for."""
         return [each.value for each in self.outcomes if each.status is Status.DELIVERED]
 
     def raise_for_errors(self) -> None:
@@ -256,8 +256,14 @@ class Receipt:
         raise group_errors(f"{len(errors)} of {self.deliveries} deliveries of {self._topic!r} failed", errors)
 
     def _overdue(self, timeout: float | None) -> str:
-        names = ", ".join(dict.fromkeys(each.label() for each in self._unsettled())) or "nothing any more"
-        return f"after {timeout:g} s the receipt of {self._topic!r} still waits for: {names}"
+        unsettled = self._unsettled()
+        names = ", ".join(dict.fromkeys(each.label() for each in unsettled)) or "nothing any more"
+        text = f"after {timeout:g} s the receipt of {self._topic!r} still waits for: {names}"
+        boxes: list[Any] = [each.box for each in unsettled]  # None: settled just now
+        homeless = [box.name for box in boxes if box is not None and box.executor is None]
+        if homeless:
+            text += f"; no event loop has served {homeless[0]} yet: use `async with bus.serve()`"
+        return text
 
 
 def failure_of(outcome: Outcome) -> BaseException | None:

@@ -2,6 +2,8 @@
 
 Used by the dispatcher's threads and by the facade's tasks. Where anything else is to be done at the end of a call, or
 somebody is in a step, it does nothing, and the caller makes a step.
+
+Owner: the bus's monitor, as of a step: on builds with a GIL nobody is in one while a section runs.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 from .._bus import core_of
 from .._engine import primitives
 from .._engine.flow import drive
 from .._engine.subscription import Subscription
-from .._errors import DeadlockError, HandlerTypeError, OptionError, OptionTypeError
+from .._errors import DeadlockError, HandlerTypeError, OptionError, OptionTypeError, ServiceError
 from .._scope import marked_methods
 from .._values.options import check_count
 from .lifecycle import Hooks, Lifecycle
@@ -30,6 +30,17 @@ _ASYNC = 0x80 | 0x100 | 0x200  # coroutine functions, old ones, asynchronous gen
 _HOOKS = ("_start", "_stop", "_on_error")
 
 
+class _Uninitialised:
+    """Stands for the lifecycle of a service whose ``__init__`` has not called ``BaseService.__init__``."""
+
+    def __get__(self, service: object, owner: type) -> Any:
+        if service is None:
+            return self
+        raise ServiceError(
+            f"{owner.__qualname__}.__init__ has not called super().__init__(event_bus), and is no service yet"
+        )
+
+
 class ServiceCore:
     """Name, bus and status of a service of either face.
 
@@ -41,6 +52,7 @@ class ServiceCore:
     _blocking: ClassVar[bool] = True
     error_limit: ClassVar[int | None] = None
     restart: ClassVar[Restart | None] = None
+    _lifecycle = cast("Lifecycle", _Uninitialised())
 
     def __init__(
         self, *args: Any, name: Any = None, event_bus: Any = None, error_limit: Any = None, restart: Any = None

@@ -235,6 +235,11 @@ def check_bus_options(**given: Any) -> tuple[BusOptions, Options]:
         raise OptionError("handler_timeout must be more than 0 seconds, or None")
     _check_flag("propagate_errors", own.get("propagate_errors", False))
     _check_callable("on_error", own.get("on_error"))
+    if _is_async(own.get("on_error")):
+        raise OptionTypeError(
+            f"on_error must be a plain function, and {own['on_error']!r} is `async def`, which nobody would await;"
+            " for that, register it for the topic 'bus/error'"
+        )
     options = BusOptions(**own)
     defaults = check_options(Options(), {name: value for name, value in given.items() if name in _DEFAULTABLE})
     return options, defaults if options.handler_timeout is None else defaults.but(timeout=options.handler_timeout)
@@ -255,6 +260,15 @@ def _check_flag(name: str, value: object) -> None:
 def _check_callable(name: str, value: object) -> None:
     if value is not None and not callable(value):
         raise OptionTypeError(f"{name} must be callable or None, not {value!r}")
+
+
+def _is_async(value: Any) -> bool:
+    """Whether calling it makes a coroutine, as far as its code tells (``inspect`` would cost every import)."""
+    value = getattr(value, "func", value)  # of a functools.partial
+    for function in (getattr(value, "__func__", value), getattr(value, "__call__", None)):  # noqa: B004
+        if getattr(getattr(function, "__code__", None), "co_flags", 0) & 0x80:
+            return True
+    return False
 
 
 def _check_text(name: str, value: object) -> None:

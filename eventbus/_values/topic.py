@@ -8,14 +8,23 @@ from typing import Any, Generic, TypeVar, cast, final
 from .._errors import PayloadError, TopicError, TopicTypeError
 from .options import is_type_form
 
-__all__ = ["Topic", "check_pattern", "check_patterns", "check_topic", "is_pattern", "matches", "topic_models"]
+__all__ = [
+    "Topic",
+    "check_pattern",
+    "check_patterns",
+    "check_topic",
+    "is_pattern",
+    "matches",
+    "refuse_bare",
+    "topic_models",
+]
 
 T = TypeVar("T")
 
 
 @final
 class Topic(Generic[T]):
-    """A topic with the type of its payloads; stands wherever a topic's name can.
+    """A topic with the type of its payloads; stands wherever a topic's name can. Immutable, so safe in any thread.
 
     Emits through it are validated at the emitter and travel as the model; handlers are checked at registration.
 
@@ -148,10 +157,16 @@ def check_pattern(pattern: object) -> str:
             if level == "**":
                 raise TopicError(f"'**' may only be the last level of a pattern: {name!r}")
             if "*" in level and level != "*":
-                raise TopicError(f"'*' stands for a whole level, which {level!r} in {name!r} is not")
+                raise _part_of_level(level, name)
         if "*" in last and last not in ("*", "**"):
-            raise TopicError(f"'*' stands for a whole level, which {last!r} in {name!r} is not")
+            raise _part_of_level(last, name)
     return name
+
+
+def _part_of_level(level: str, name: str) -> TopicError:
+    return TopicError(
+        f"'*' stands for a whole level, which {level!r} in {name!r} is not; divide levels by '/', as in 'orders/*'"
+    )
 
 
 def _levels(topic: object, what: str) -> str:
@@ -174,11 +189,18 @@ def check_patterns(topics: object) -> tuple[str, ...]:
         several = list(cast("Any", topics))
     except TypeError:
         raise TopicTypeError(f"a topic must be a string, a Topic, or a list of these, not {topics!r}") from None
-    if isinstance(topics, (bytes, bytearray)) or not several:
-        raise (TopicError if not several else TopicTypeError)(
-            f"at least one topic is needed, each a string or a Topic, not {topics!r}"
-        )
+    if isinstance(topics, (bytes, bytearray)):
+        raise TopicTypeError(f"a topic must be a string, a Topic, or a list of these, not {topics!r}; decode it")
+    if not several:
+        raise TopicError(f"at least one topic is needed, each a string or a Topic, not {topics!r}")
     return tuple(dict.fromkeys(check_pattern(each) for each in several))
+
+
+def refuse_bare(topic: object, decorator: str) -> None:
+    """Raise TopicTypeError if a decorator that needs a topic was written without one."""
+    if callable(topic):
+        name = getattr(topic, "__qualname__", None) or repr(topic)
+        raise TopicTypeError(f"@{decorator} needs a topic; write @{decorator}('orders/created') above {name}")
 
 
 def topic_models(topics: object) -> tuple[Topic[Any], ...]:

@@ -137,7 +137,8 @@ async def look_on(bus: AsyncEventBus, board: Board, seconds: float, screen: Scre
     while (left := began + seconds - time.monotonic()) > 0 and not over.is_set():
         if screen is not None:
             now, stats = time.monotonic(), bus.stats()
-            rate = (stats.totals.deliveries - deliveries) / max(now - before, 1e-9)
+            passed = now - before
+            rate = (stats.totals.deliveries - deliveries) / passed if passed > 0.01 else 0.0  # none yet, at first
             before, deliveries = now, stats.totals.deliveries
             screen.draw(
                 live_lines(now - began, seconds, stats, rate, names, board),

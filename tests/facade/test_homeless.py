@@ -6,8 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from kit import BOUND, settled
 
+from eventbus import EventTimeoutError
 from eventbus_async import AsyncEventBus
 
 
@@ -49,9 +51,24 @@ def run(closes: bool) -> subprocess.CompletedProcess[str]:
 def test_g10_the_exit_logs_once_what_it_cancelled() -> None:
     ended = run(closes=False)
     assert (ended.returncode, ended.stdout) == (0, "")
-    assert ended.stderr == "the bus 'forgotten' cancelled 2 deliveries because the interpreter exits\n"
+    assert ended.stderr.startswith("the bus 'forgotten' cancelled 2 deliveries because the interpreter exits; ")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_g10_the_exit_does_not_log_what_a_close_has_reported() -> None:
     ended = run(closes=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_g06_a_wait_in_vain_names_the_handler_that_no_loop_has_served() -> None:
+    bus = AsyncEventBus()
+
+    @bus.on("a")
+    async def never(_: Any) -> None:
+        raise AssertionError("no loop runs")
+
+    with pytest.raises(
+        EventTimeoutError, match=r"no event loop has served .*never yet: use `async with bus.serve\(\)`"
+    ):
+        bus.emit("a").wait(0)
+    bus.bus.close(BOUND)

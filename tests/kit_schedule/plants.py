@@ -337,21 +337,25 @@ def a_worker_that_wakes_for_nothing_takes_work() -> Any:
     return patch.object(Dispatcher, "resume", lambda self, worker, woken: self.next(worker))
 
 
-@plant("emit+wait", "emits+wait", "wait+wait", grain="switch")
-def actions_are_copied_and_then_cleared() -> Any:
-    """What a step leaves to do between the copy and the clearing is lost."""
+@plant("emit+wait", "wait+wait", "wait+drain")
+def a_flag_is_cleared_after_the_last_look() -> Any:
+    """Who finds somebody at what steps have left to do leaves it to him, who has looked for the last time."""
+    at_it: set[int] = set()
 
     def flush(self: Any) -> None:
         if self.deferred:
             self._catch_up()
-        while self.after:
-            actions = list(self.after)
+        if id(self) in at_it:
+            return
+        at_it.add(id(self))
+        try:
+            while self.after:
+                self.after.popleft()()
             me = here()
             if me is not None:
                 me.sched.point()
-            self.after.clear()
-            for action in actions:
-                action()
+        finally:
+            at_it.discard(id(self))
 
     return patch.object(Monitor, "flush", flush)
 

@@ -26,6 +26,7 @@ from kit import BOUND, settled
 
 import eventbus
 from eventbus import DeadlockError, Event, EventBus, Receipt, Status, Subscription
+from eventbus._engine import primitives
 
 HERE = eventbus.__file__.rpartition("__init__")[0]
 
@@ -125,6 +126,9 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
             return local
 
         before = sys.gettrace()
+        tools = primitives.tools
+        # It interrupts only where CPython may, so that sections are to be relied on.
+        primitives.tools = lambda: None
         threading.settrace(trace)
         sys.settrace(trace)
         try:
@@ -132,6 +136,7 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
         finally:
             sys.settrace(before)
             threading.settrace(None)  # type: ignore[arg-type]
+            primitives.tools = tools
 
 
 # What only moves values about within its own frame: before or after it makes no difference to anybody else.

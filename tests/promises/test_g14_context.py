@@ -91,7 +91,7 @@ def test_a_handlers_emits_carry_its_changed_context_on() -> None:
         bus.on("first", first)
         bus.on("second", lambda payload: seen.append(variable.get()))
         variable.set("emitter's")
-        bus.emit("first", ).wait(BOUND)
+        bus.emit("first").wait(BOUND)
         bus.drain(BOUND)
     assert seen == ["handler's"]
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, field_validator
 
 import eventbus
 from eventbus import (
+    BaseService,
     BusClosedError,
     EventBus,
     EventBusError,
@@ -23,6 +24,7 @@ from eventbus import (
     OptionError,
     OptionTypeError,
     PayloadError,
+    ServiceError,
     Status,
     SubscriptionError,
     Topic,
@@ -513,6 +515,73 @@ def test_an_ended_scope(bus: EventBus) -> None:
         lambda: scope.on("t", listen), lambda: scope.stream("t"), lambda: scope.register(object()), scope.scope,
     ):  # fmt: skip
         unchanged(bus, call, BusClosedError, RuntimeError)
+
+
+def test_a_decorator_without_a_topic(bus: EventBus) -> None:
+    def bare(decorator: Any) -> str:
+        def nothing(self: Any) -> None: ...
+
+        return unchanged(bus, lambda: decorator(nothing), TopicTypeError, TypeError)
+
+    with bus.scope() as scope:
+        texts = [bare(bus.on), bare(scope.on), bare(handles)]
+    for text, decorator in zip(texts, ("@bus.on(", "@scope.on(", "@handles("), strict=True):
+        assert decorator in text
+        assert "nothing" in text
+
+
+def test_an_object_without_marked_methods(bus: EventBus) -> None:
+    class Marked:
+        @handles("t")
+        def note(self, payload: Any) -> None: ...
+
+    assert "object of it" in unchanged(bus, lambda: bus.register(Marked), HandlerTypeError, TypeError)
+    assert "@handles" in unchanged(bus, lambda: bus.register(object()), HandlerTypeError, TypeError)
+    with bus.scope() as scope:
+        unchanged(bus, lambda: scope.register(Marked), HandlerTypeError, TypeError)
+    with bus.register(Marked()):
+        assert bus.subscriptions() != ()
+
+
+def test_on_error_that_nobody_would_await() -> None:
+    async def told(error: Any) -> None: ...
+
+    class Told:
+        async def __call__(self, error: Any) -> None: ...
+
+        async def method(self, error: Any) -> None: ...
+
+    for hook in (told, Told(), Told().method, functools.partial(told)):
+        with pytest.raises(OptionTypeError, match="bus/error"):
+            EventBus(on_error=hook)
+    EventBus(on_error=lambda error: None)
+
+
+def test_a_service_that_was_not_initialised() -> None:
+    class Forgetful(BaseService):
+        def __init__(self, bus: EventBus) -> None:
+            self.mine = bus
+
+    with EventBus() as bus:
+        service = Forgetful(bus)
+        for call in (service.start, service.stop, lambda: service.status):
+            with pytest.raises(ServiceError, match=r"Forgetful.__init__ .* super\(\).__init__"):
+                call()
+
+
+def test_messages_tell_the_remedy() -> None:
+    """What a newcomer meets first: each names the value, and what to do."""
+    bus = EventBus()
+    for call, wanted in (
+        (lambda: bus.on("orders.*", listen), "'orders/*'"),
+        (lambda: bus.on(b"t", listen), "decode"),
+        (lambda: bus.emit("t", require=1), "register before"),
+        (lambda: bus.stream("a/*").get(0), "stream (a/*)"),
+        (lambda: bus.close() and bus.emit("t"), "another bus"),
+    ):
+        with pytest.raises(EventBusError) as caught:
+            call()
+        assert wanted in str(caught.value)
 
 
 BUILTINS = (TypeError, ValueError, TimeoutError, LookupError, RuntimeError)
