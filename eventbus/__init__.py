@@ -23,15 +23,10 @@ from ._errors import SubscriptionError as SubscriptionError
 from ._errors import TopicError as TopicError
 from ._errors import TopicTypeError as TopicTypeError
 from ._errors import UnexpectedEventError as UnexpectedEventError
+from ._later import later as _later
 from ._scope import Scope as Scope
 from ._scope import handles as handles
-from ._services.group import ServiceGroup as ServiceGroup
-from ._services.service import BaseService as BaseService
-from ._services.status import Restart as Restart
-from ._services.status import ServiceStatus as ServiceStatus
 from ._stream import Stream as Stream
-from ._testing.synchronizer import EventSynchronizer as EventSynchronizer
-from ._testing.synchronizer import RecordedEvents as RecordedEvents
 from ._values.event import Event as Event
 from ._values.stats import BusStats as BusStats
 from ._values.stats import CloseReport as CloseReport
@@ -44,18 +39,25 @@ from ._values.stats import SubscriptionStats as SubscriptionStats
 from ._values.topic import Topic as Topic
 
 if _typing.TYPE_CHECKING:
+    from ._services.group import ServiceGroup as ServiceGroup
     from ._services.payload import ServiceStatusPayload as ServiceStatusPayload
+    from ._services.service import BaseService as BaseService
+    from ._services.status import Restart as Restart
+    from ._services.status import ServiceStatus as ServiceStatus
+    from ._testing.synchronizer import EventSynchronizer as EventSynchronizer
+    from ._testing.synchronizer import RecordedEvents as RecordedEvents
+else:  # or type checkers would take any name for one of ours
+    __getattr__, __dir__ = _later(
+        globals(),
+        {
+            "BaseService": "._services.service",
+            "EventSynchronizer": "._testing.synchronizer",
+            "RecordedEvents": "._testing.synchronizer",
+            "Restart": "._services.status",
+            "ServiceGroup": "._services.group",
+            "ServiceStatus": "._services.status",
+            "ServiceStatusPayload": "._services.payload",
+        },
+    )
 
 __version__ = "0.1.0"
-
-
-if not _typing.TYPE_CHECKING:  # or type checkers would take any name for one of ours
-
-    def __getattr__(name):
-        """What needs pydantic is imported when it is first used."""
-        if name == "ServiceStatusPayload":
-            from ._services.payload import ServiceStatusPayload
-
-            globals()[name] = ServiceStatusPayload
-            return ServiceStatusPayload
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

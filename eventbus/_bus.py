@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from ._engine import primitives
 from ._engine.buffer import Filler, StreamMailbox
@@ -33,18 +33,51 @@ from ._values.topic import Topic, check_pattern, check_topic, is_pattern, refuse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Self, Unpack
+    from typing import Self, TypedDict, Unpack
 
     from ._engine.mailbox import Mailbox
     from ._values.event import Event
     from ._values.options import Overflow
     from ._values.stats import BusStats, CloseReport, HandlerError
 
+    class OptionArguments(TypedDict, total=False):
+        """The options of a subscription. See the README for what each means."""
+
+        inline: bool
+        concurrency: int
+        key: Callable[[Event], Any] | None
+        lane: str | None
+        timeout: float | None
+        max_pending: int | None
+        overflow: Overflow
+        block_timeout: float | None
+        max_waiting: int | None
+        payload: Any
+        unique: bool
+        observer: bool
+        name: str | None
+
+    class BusArguments(TypedDict, total=False):
+        """The options of a bus, and the defaults of its subscriptions."""
+
+        workers: int | None
+        max_workers: int
+        handler_timeout: float | None
+        propagate_errors: bool
+        on_error: Callable[[HandlerError], object] | None
+        max_depth: int | None
+        close_timeout: float
+        exit_timeout: float
+        concurrency: int
+        max_pending: int | None
+        overflow: Overflow
+        block_timeout: float | None
+        max_waiting: int | None
+
+
 __all__ = [
-    "BusArguments",
     "Default",
     "EventBus",
-    "OptionArguments",
     "check_emit",
     "check_extras",
     "core_of",
@@ -65,42 +98,6 @@ class Default:
 
 
 default = Default()
-
-
-class OptionArguments(TypedDict, total=False):
-    """The options of a subscription. See the README for what each means."""
-
-    inline: bool
-    concurrency: int
-    key: Callable[[Event], Any] | None
-    lane: str | None
-    timeout: float | None
-    max_pending: int | None
-    overflow: Overflow
-    block_timeout: float | None
-    max_waiting: int | None
-    payload: Any
-    unique: bool
-    observer: bool
-    name: str | None
-
-
-class BusArguments(TypedDict, total=False):
-    """The options of a bus, and the defaults of its subscriptions."""
-
-    workers: int | None
-    max_workers: int
-    handler_timeout: float | None
-    propagate_errors: bool
-    on_error: Callable[[HandlerError], object] | None
-    max_depth: int | None
-    close_timeout: float
-    exit_timeout: float
-    concurrency: int
-    max_pending: int | None
-    overflow: Overflow
-    block_timeout: float | None
-    max_waiting: int | None
 
 
 class EventBus:

@@ -3,8 +3,8 @@
 It re-exports, and has no logic.
 """
 
-from ._bus import BusArguments as BusArguments
-from ._bus import OptionArguments as OptionArguments
+import typing as _typing
+
 from ._bus import check_emit as check_emit
 from ._bus import check_extras as check_extras
 from ._bus import core_of as core_of
@@ -46,13 +46,28 @@ from ._engine.waits import Waiter as Waiter
 from ._engine.waits import begin as begin
 from ._engine.waits import end as end
 from ._engine.waits import notify as notify
+from ._later import later as later
 from ._scope import BusScope as BusScope
 from ._scope import ScopeCore as ScopeCore
 from ._scope import methods_to_register as methods_to_register
-from ._services.group import GroupCore as GroupCore
-from ._services.service import ServiceCore as ServiceCore
-from ._services.turns import Turn as Turn
-from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
 from ._values.handler import HandlerSpec as HandlerSpec
 from ._values.options import check_timeout as check_timeout
 from ._values.topic import refuse_bare as refuse_bare
+
+if _typing.TYPE_CHECKING:
+    from ._bus import BusArguments as BusArguments
+    from ._bus import OptionArguments as OptionArguments
+    from ._services.group import GroupCore as GroupCore
+    from ._services.service import ServiceCore as ServiceCore
+    from ._services.turns import Turn as Turn
+    from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
+else:
+    __getattr__, __dir__ = later(
+        globals(),
+        {
+            "GroupCore": "._services.group",
+            "ServiceCore": "._services.service",
+            "Turn": "._services.turns",
+            "SynchronizerCore": "._testing.synchronizer",
+        },
+    )

@@ -23,10 +23,7 @@ from eventbus import OptionTypeError as OptionTypeError
 from eventbus import Outcome as Outcome
 from eventbus import PayloadError as PayloadError
 from eventbus import PoolStats as PoolStats
-from eventbus import RecordedEvents as RecordedEvents
-from eventbus import Restart as Restart
 from eventbus import ServiceError as ServiceError
-from eventbus import ServiceStatus as ServiceStatus
 from eventbus import Status as Status
 from eventbus import SubscriptionError as SubscriptionError
 from eventbus import SubscriptionStats as SubscriptionStats
@@ -35,30 +32,36 @@ from eventbus import TopicError as TopicError
 from eventbus import TopicTypeError as TopicTypeError
 from eventbus import UnexpectedEventError as UnexpectedEventError
 from eventbus import handles as handles
+from eventbus.lowlevel import later as _later
 
 from ._await import Receipt as Receipt
 from ._bus import AsyncEventBus as AsyncEventBus
 from ._bus import SyncEventBus as SyncEventBus
-from ._group import ServiceGroup as ServiceGroup
 from ._scope import Scope as Scope
-from ._service import BaseService as BaseService
 from ._stream import Stream as Stream
 from ._subscription import Subscription as Subscription
-from ._synchronizer import EventSynchronizer as EventSynchronizer
 
 if _typing.TYPE_CHECKING:
+    from eventbus import RecordedEvents as RecordedEvents
+    from eventbus import Restart as Restart
+    from eventbus import ServiceStatus as ServiceStatus
     from eventbus import ServiceStatusPayload as ServiceStatusPayload
 
+    from ._group import ServiceGroup as ServiceGroup
+    from ._service import BaseService as BaseService
+    from ._synchronizer import EventSynchronizer as EventSynchronizer
+else:  # or type checkers would take any name for one of ours
+    __getattr__, __dir__ = _later(
+        globals(),
+        {
+            "BaseService": "._service",
+            "EventSynchronizer": "._synchronizer",
+            "RecordedEvents": "eventbus",
+            "Restart": "eventbus",
+            "ServiceGroup": "._group",
+            "ServiceStatus": "eventbus",
+            "ServiceStatusPayload": "eventbus",
+        },
+    )
+
 __version__ = "0.1.0"
-
-
-if not _typing.TYPE_CHECKING:  # or type checkers would take any name for one of ours
-
-    def __getattr__(name):
-        """What needs pydantic is imported when it is first used."""
-        if name == "ServiceStatusPayload":
-            from eventbus import ServiceStatusPayload
-
-            globals()[name] = ServiceStatusPayload
-            return ServiceStatusPayload
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,6 @@ import itertools
 import logging
 import os
 from contextvars import copy_context
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._errors import (
@@ -36,7 +35,7 @@ from .._errors import (
 from .._values.handler import describe, same_handler
 from .._values.options import UNSET, check_options
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
-from .._values.topic import check_patterns, topic_models
+from .._values.topic import check_pattern, check_patterns, topic_models
 from . import primitives
 from .call import call_inline
 from .closing import CLOSED, CLOSING, OPEN
@@ -44,7 +43,7 @@ from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running
 from .dispatcher import Dispatcher
 from .lane import Lane
 from .latency import Histogram
-from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, KeyedMailbox, Mailbox
+from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, KeyedMailbox, Mailbox
 from .monitor import Interrupted, Monitor
 from .process import enrol
 from .receipt import Receipt
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
 
     from .._values.handler import HandlerSpec
     from .._values.options import BusOptions, Options
+    from .._values.topic import Topic
     from .dispatcher import Executor
     from .subscription import Handle
 
@@ -596,6 +596,8 @@ class Engine:
             box = delivery.box
             receipt = delivery.receipt
             counts = box.counts
+            if counts is NO_COUNTS:
+                counts = box.own_counts()
             index = COUNTER[status]
             epoch = delivery.epoch
             delivery.status = status
@@ -799,7 +801,7 @@ class Engine:
             return True
         self.leftovers[box.id] = box
         box.state = DRAINING if drain and box.executor is not None else ENDED
-        box.review()
+        box.admits = box.flows = False
         self._finish_cancel(box)
         return state == ACTIVE
 
@@ -811,7 +813,7 @@ class Engine:
     def _finish_cancel(self, box: Mailbox) -> None:
         if box.state in (DRAINING, ENDED) and box.id in self.leftovers:
             self.registry.remove(box)
-            if box.state == ENDED:
+            if box.state == ENDED and box.deliveries:
                 self.cancel_pending(box)
             if box.closer is not None:
                 self.monitor.after.append(box.closer)
@@ -836,14 +838,18 @@ class Engine:
             box.state = ENDED
         if box.state != ENDED or box.running or box.id not in self.leftovers:
             return
-        totals = [total + count for total, count in zip(self.ended_totals, (box.deliveries, *box.counts), strict=True)]
+        totals = self.ended_totals
+        if box.deliveries:
+            totals = [total + count for total, count in zip(totals, (box.deliveries, *box.counts), strict=True)]
         if box.latencies is not None:
             self.ended_latencies[0].merge(box.latencies[0])
             self.ended_latencies[1].merge(box.latencies[1])
             box.latencies = None
         self.monitor.trash.append((box.spec, box.options, box.home, box.key))
-        self.error_watchers.pop(box.id, None)
-        box.options = replace(box.options, key=None)
+        if self.error_watchers:
+            self.error_watchers.pop(box.id, None)
+        if box.key is not None:
+            box.options = box.options.but(key=None)
         lane = box.lane
         if lane is not None:
             box.lane = None
@@ -927,10 +933,15 @@ class Engine:
         coroutines: bool = False,
     ) -> tuple[tuple[str, ...], HandlerSpec, Options]:
         """Check a registration, changing nothing: the patterns, what the handler is, the options (G17)."""
-        if hasattr(topics, "__next__"):
-            topics = list(topics)  # it can be read only once
-        patterns = check_patterns(topics)
-        spec = describe(handler, payload=given.get("payload", UNSET), topics=topic_models(topics))
+        models: tuple[Topic[Any], ...] = ()
+        if type(topics) is str:
+            patterns: tuple[str, ...] = (check_pattern(topics),)
+        else:
+            if hasattr(topics, "__next__"):
+                topics = list(topics)  # it can be read only once
+            patterns = check_patterns(topics)
+            models = topic_models(topics)
+        spec = describe(handler, payload=given.get("payload", UNSET), topics=models)
         if spec.is_async and not coroutines:
             raise HandlerTypeError(
                 f"{spec.name} is a coroutine handler, which needs an event loop; register it on"

@@ -31,12 +31,16 @@ if TYPE_CHECKING:
     from .subscription import Handle
     from .waits import Waiter
 
-__all__ = ["ACTIVE", "COUNTER", "DRAINING", "ENDED", "NEW", "KeyedMailbox", "Mailbox"]
+__all__ = ["ACTIVE", "COUNTER", "DRAINING", "ENDED", "NEW", "NO_COUNTS", "KeyedMailbox", "Mailbox"]
 
 # The states of a subscription, in order.
 NEW, ACTIVE, DRAINING, ENDED = range(4)
 
 _UNBOUNDED = 1 << 62
+
+# What a mailbox has before its first delivery: a deque takes 760 bytes, and most subscriptions of many hear nothing.
+_NOTHING: Any = ()
+NO_COUNTS: Any = (0, 0, 0, 0, 0, 0)
 
 COUNTER = {
     Status.DELIVERED: 0,
@@ -53,7 +57,7 @@ class Mailbox:
 
     __slots__ = (
         "admits",  # an emit may append to it in a section
-        "bound",  # ``limit`` as a number
+        "bound",  # ``limit`` as a number; 0 before the first delivery, so that emits come to ``offer``
         "closer",  # called, outside of the step, when the subscription ends
         "concurrency",
         "counts",  # the six outcomes, in the order of COUNTER
@@ -85,7 +89,7 @@ class Mailbox:
         "spec",
         "state",
         "timeout",
-        "waiters",  # waits for calls to end
+        "waiters",  # waits for calls to end; None until needed
     )
 
     def __init__(
@@ -105,7 +109,7 @@ class Mailbox:
         self.timeout = options.timeout
         self.key: Callable[[Any], Any] | None = options.key
         self.limit = options.max_pending
-        self.bound = _UNBOUNDED if self.limit is None else self.limit
+        self.bound = 0
         self.held = 0
         self.admits = self.flows = False
         self.lane: Lane | None = None
@@ -117,13 +121,26 @@ class Mailbox:
         self.queued = False
         self.slow = False
         self.plain = False
-        self.pending: deque[Delivery] = deque()
+        self.pending: deque[Delivery] = _NOTHING
         self.line: deque[Delivery] | None = None
         self.running: Sequence[Delivery] = ()  # replaced, never changed; but see Worker.flow
-        self.waiters: list[Waiter] = []
+        self.waiters: list[Waiter] | None = None
         self.deliveries = 0
-        self.counts = [0, 0, 0, 0, 0, 0]
+        self.counts: list[int] = NO_COUNTS
         self.latencies: tuple[Histogram, Histogram] | None = None
+
+    def open(self) -> None:
+        """At the first delivery: make what that needs."""
+        if self.pending is _NOTHING:
+            self.pending = deque()
+        self.own_counts()
+        self.bound = _UNBOUNDED if self.limit is None else self.limit
+
+    def own_counts(self) -> list[int]:
+        """The counts, to be changed."""
+        if self.counts is NO_COUNTS:
+            self.counts = [0, 0, 0, 0, 0, 0]
+        return self.counts
 
     # Binding
 
@@ -132,10 +149,11 @@ class Mailbox:
         self.executor = executor
         plain = self.lane is None and self.options.overflow != "latest" and not self.inline
         self.plain = executor is not None and plain
-        for delivery in self.unsettled():
-            self._recount(delivery, executor is not None)
+        if self.deliveries:
+            for delivery in self.unsettled():
+                self._recount(delivery, executor is not None)
         self.review()
-        if executor is not None:
+        if executor is not None and self.deliveries:
             if self.lane is not None:
                 for delivery in self.queue():
                     self.lane.join(delivery)
@@ -159,6 +177,8 @@ class Mailbox:
 
     def offer(self, delivery: Delivery) -> None:
         """Admit a delivery, or do what the policy says when there is no room."""
+        if not self.bound:
+            self.open()
         if self.line or not self.room(delivery):
             self._overflow(delivery)
         else:
@@ -321,9 +341,19 @@ class Mailbox:
         if self.state is not ACTIVE:
             self.engine.ripen(self)
 
+    def enlist(self, waiter: Waiter, begin: bool) -> None:
+        """In a step: somebody waits for calls to end, or does no more."""
+        if begin:
+            if self.waiters is None:
+                self.waiters = []
+            self.waiters.append(waiter)
+        elif self.waiters and waiter in self.waiters:
+            self.waiters.remove(waiter)
+
     def purge(self) -> None:
         """In a step that a signal handler broke: what is settled is pending no more."""
-        self.pending = deque(each for each in self.pending if each.state is PENDING)
+        if self.pending:
+            self.pending = deque(each for each in self.pending if each.state is PENDING)
         self.held = len(self.pending)
         if self.line:
             self.line = deque(each for each in self.line if each.state is LINED)
@@ -437,13 +467,13 @@ class Mailbox:
     def renew(self) -> None:
         """In a forked child: nothing pending, nothing running, no counts. What was unsettled is cancelled already."""
         self.queued = self.slow = False
-        self.pending = deque()
-        self.held = 0
+        self.pending = _NOTHING
+        self.bound = self.held = 0
         self.line = None
         self.running = ()
-        self.waiters = []
+        self.waiters = None
         self.deliveries = 0
-        self.counts = [0, 0, 0, 0, 0, 0]
+        self.counts = NO_COUNTS
         self.latencies = None
         self.lane = None
         self.review()

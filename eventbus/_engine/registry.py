@@ -31,8 +31,8 @@ class Tally:
 
     __slots__ = ("emits",)
 
-    def __init__(self) -> None:
-        self.emits = 0
+    def __init__(self, emits: int = 0) -> None:
+        self.emits = emits
 
 
 class Route:
@@ -62,14 +62,40 @@ class Node:
         self.tail: dict[int, Mailbox] = {}  # patterns that end in "**" below it
 
 
-class Exact:
-    """The subscriptions that name one topic exactly."""
+_NOBODY: dict[int, Mailbox] = {}  # shared, never changed
 
-    __slots__ = ("boxes", "tally")
 
-    def __init__(self) -> None:
-        self.boxes: dict[int, Mailbox] = {}
-        self.tally = Tally()
+class Exact(Tally):
+    """The subscriptions that name one topic exactly, and its emits. Mostly there is one: no dictionary for it."""
+
+    __slots__ = ("more", "only")
+
+    def __init__(self, only: Mailbox, emits: int) -> None:
+        self.emits = emits
+        self.only: Mailbox | None = only
+        self.more: dict[int, Mailbox] = _NOBODY  # all of them, once there were two
+
+    def add(self, box: Mailbox) -> None:
+        only = self.only
+        if only is not None:
+            self.more = {only.id: only}
+            self.only = None
+        self.more[box.id] = box
+
+    def remove(self, box: Mailbox) -> bool:
+        """Tells whether none is left."""
+        only = self.only
+        if only is not None:
+            return only is box
+        self.more.pop(box.id, None)
+        return not self.more
+
+    def collect(self, found: dict[int, Mailbox]) -> None:
+        only = self.only
+        if only is None:
+            found.update(self.more)
+        else:
+            found[only.id] = only
 
 
 class Registry:
@@ -102,11 +128,12 @@ class Registry:
             else:
                 exact = self._exact.get(pattern)
                 if exact is None:
-                    exact = self._exact[pattern] = Exact()
-                    known = self._tallies.pop(pattern, None)
+                    known = self._tallies.get(pattern)
+                    self._exact[pattern] = Exact(box, 0 if known is None else known.emits)
                     if known is not None:
-                        exact.tally = known
-                exact.boxes[box.id] = box
+                        del self._tallies[pattern]
+                else:
+                    exact.add(box)
                 self._forget(pattern)
 
     def remove(self, box: Mailbox) -> bool:
@@ -120,14 +147,12 @@ class Registry:
             else:
                 self._forget(pattern)
                 exact = self._exact.get(pattern)
-                if exact is not None:
-                    exact.boxes.pop(box.id, None)
-                    if not exact.boxes:
-                        del self._exact[pattern]
-                        if exact.tally.emits and len(self._tallies) < TOPICS_COUNTED:
-                            self._tallies[pattern] = exact.tally
-                        else:
-                            self._other.emits += exact.tally.emits
+                if exact is not None and exact.remove(box):
+                    del self._exact[pattern]
+                    if exact.emits and len(self._tallies) < TOPICS_COUNTED:
+                        self._tallies[pattern] = Tally(exact.emits)
+                    else:
+                        self._other.emits += exact.emits
         del self.boxes[box.id]  # last, for a signal handler that raises: then it is done again
         return True
 
@@ -139,12 +164,12 @@ class Registry:
         found: dict[int, Mailbox] = {}
         exact = self._exact.get(topic)
         if exact is not None:
-            found.update(exact.boxes)
+            exact.collect(found)
         self._match(topic.split("/"), found)
         if len(self.routes) >= ROUTES_REMEMBERED:
             self.routes = {}
         boxes = tuple(found[number] for number in sorted(found))
-        route = self.routes[topic] = Route(topic, boxes, exact.tally if exact else self._tally(topic), self.generation)
+        route = self.routes[topic] = Route(topic, boxes, exact or self._tally(topic), self.generation)
         return route
 
     def reaches(self, topic: str) -> bool:
@@ -158,7 +183,7 @@ class Registry:
     def emits(self) -> dict[str, int]:
         """Emits per topic; those beyond the table in the row "other"."""
         rows = {topic: tally.emits for topic, tally in self._tallies.items()}
-        rows.update((topic, exact.tally.emits) for topic, exact in self._exact.items())
+        rows.update((topic, exact.emits) for topic, exact in self._exact.items())
         if self._other.emits:
             rows[OTHER] = rows.get(OTHER, 0) + self._other.emits
         return rows

@@ -134,10 +134,4 @@ def quiet_waiter(box: Mailbox, actor: Any) -> Waiter:
     def others() -> list[Delivery]:
         return [each for each in (*box.running, *box.unsettled()) if each not in mine]
 
-    def enlist(waiter: Waiter, begin: bool) -> None:
-        if begin:
-            box.waiters.append(waiter)
-        elif waiter in box.waiters:
-            box.waiters.remove(waiter)
-
-    return Waiter(f"the end of {box.name}", lambda: not others(), enlist, ALL, others)
+    return Waiter(f"the end of {box.name}", lambda: not others(), box.enlist, ALL, others)

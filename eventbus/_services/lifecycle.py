@@ -246,11 +246,12 @@ class Lifecycle:
             return [each for box in boxes for each in (*box.running, *box.unsettled()) if each not in inside]
 
         def enlist(waiter: Waiter, begin: bool) -> None:
-            for waiters in (quiet, *(box.waiters for box in boxes)):
-                if begin:
-                    waiters.append(waiter)
-                elif waiter in waiters:
-                    waiters.remove(waiter)
+            if begin:
+                quiet.append(waiter)
+            elif waiter in quiet:
+                quiet.remove(waiter)
+            for box in boxes:
+                box.enlist(waiter, begin)
 
         return Waiter(f"the handlers of the service {self.name!r}", lambda: not others(), enlist, ALL, others)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, final, get_type_hints
 
 from .._errors import HandlerTypeError
 from .options import UNSET
-from .payload import UNDECLARED, admits, choose
+from .payload import UNDECLARED, admits, choose, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,10 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
     """
     if not callable(handler):
         raise HandlerTypeError(f"a handler must be callable with one payload, not {handler!r}")
+    if payload is UNSET and not topics and type(handler) is FunctionType:
+        spec = _describe_plain(handler)
+        if spec is not None:
+            return spec
     name = name_of(handler)
     function, skip, bound = _unwrap(handler)
     flags = _flags(function)
@@ -89,6 +93,20 @@ def describe(handler: Any, *, payload: Any = UNSET, topics: tuple[Topic[Any], ..
             )
     takes_event, convert = choose(declared, name)
     return HandlerSpec(handler, name, is_async, takes_event, convert)
+
+
+def _describe_plain(handler: FunctionType) -> HandlerSpec | None:
+    """What :func:`describe` says of a function with one parameter and nothing else to it, but sooner."""
+    code = handler.__code__
+    if code.co_argcount != 1 or code.co_kwonlyargcount or code.co_flags & (_GENERATOR | _COROUTINE | _ASYNC_GENERATOR):
+        return None
+    parameter, name = code.co_varnames[0], handler.__qualname__
+    if parameter == "self" or not name or hasattr(handler, "__wrapped__") or hasattr(handler, "_is_coroutine_mark"):
+        return None
+    declared = _annotation(handler, parameter, name)
+    if declared is UNDECLARED:
+        return HandlerSpec(handler, name, False, False, to_plain)
+    return HandlerSpec(handler, name, False, *choose(declared, name))
 
 
 def same_handler(one: Any, other: Any) -> bool:

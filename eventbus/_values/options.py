@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, final, get_args
 
 from .._errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Self
 
 __all__ = [
     "UNSET",
@@ -33,41 +33,100 @@ class _Unset:
 UNSET: Final = _Unset()
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class Options:
-    """The options of one subscription."""
+    """The options of one subscription. Never changed, for many share one; a dataclass is slow to make."""
 
-    inline: bool = False
-    concurrency: int = 1
-    key: Callable[[Any], Any] | None = None
-    lane: str | None = None
-    timeout: float | None = None
-    max_pending: int | None = 10_000
-    overflow: Overflow = "block"
-    block_timeout: float | None = None
-    max_waiting: int | None = None
-    payload: Any = UNSET
-    unique: bool = False
-    observer: bool = False
-    name: str | None = None
+    __slots__ = (  # noqa: RUF023 - as the documentation has them
+        "inline",
+        "concurrency",
+        "key",
+        "lane",
+        "timeout",
+        "max_pending",
+        "overflow",
+        "block_timeout",
+        "max_waiting",
+        "payload",
+        "unique",
+        "observer",
+        "name",
+    )
+
+    def __init__(
+        self,
+        inline: bool = False,
+        concurrency: int = 1,
+        key: Callable[[Any], Any] | None = None,
+        lane: str | None = None,
+        timeout: float | None = None,
+        max_pending: int | None = 10_000,
+        overflow: Overflow = "block",
+        block_timeout: float | None = None,
+        max_waiting: int | None = None,
+        payload: Any = UNSET,
+        unique: bool = False,
+        observer: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self.inline = inline
+        self.concurrency = concurrency
+        self.key = key
+        self.lane = lane
+        self.timeout = timeout
+        self.max_pending = max_pending
+        self.overflow: Overflow = overflow
+        self.block_timeout = block_timeout
+        self.max_waiting = max_waiting
+        self.payload = payload
+        self.unique = unique
+        self.observer = observer
+        self.name = name
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with other values."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return type(self)(**(values | changes))
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class BusOptions:
-    """The options of one bus, its subscriptions' defaults apart."""
+    """The options of one bus, its subscriptions' defaults apart. Never changed."""
 
-    workers: int | None = None
-    max_workers: int = 64
-    handler_timeout: float | None = None
-    propagate_errors: bool = False
-    on_error: Callable[[Any], Any] | None = None
-    max_depth: int | None = None
-    close_timeout: float | None = 10.0
-    exit_timeout: float = 5.0
+    __slots__ = (  # noqa: RUF023 - as the documentation has them
+        "workers",
+        "max_workers",
+        "handler_timeout",
+        "propagate_errors",
+        "on_error",
+        "max_depth",
+        "close_timeout",
+        "exit_timeout",
+    )
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        max_workers: int = 64,
+        handler_timeout: float | None = None,
+        propagate_errors: bool = False,
+        on_error: Callable[[Any], Any] | None = None,
+        max_depth: int | None = None,
+        close_timeout: float | None = 10.0,
+        exit_timeout: float = 5.0,
+    ) -> None:
+        self.workers = workers
+        self.max_workers = max_workers
+        self.handler_timeout = handler_timeout
+        self.propagate_errors = propagate_errors
+        self.on_error = on_error
+        self.max_depth = max_depth
+        self.close_timeout = close_timeout
+        self.exit_timeout = exit_timeout
 
 
-_NAMES = tuple(field.name for field in fields(Options))
-_BUS_NAMES = tuple(field.name for field in fields(BusOptions))
+_NAMES = Options.__slots__
+_BUS_NAMES = BusOptions.__slots__
 _DEFAULTABLE = ("concurrency", "max_pending", "overflow", "block_timeout", "max_waiting")
 # What has no meaning for a handler that runs in the emitter's own thread.
 _QUEUED_ONLY = ("concurrency", "key", "lane", "timeout", "max_pending", "overflow", "block_timeout", "max_waiting")
@@ -141,8 +200,8 @@ def check_options(defaults: Options, given: Mapping[str, Any], *, is_async: bool
             raise OptionError(
                 f"inline=True excludes {', '.join(clash)}: an inline handler has no mailbox; drop one of them"
             )
-        return replace(Options(), **given)
-    options = replace(defaults, **given)
+        return Options(**given)
+    options = defaults.but(**given)
     if options.overflow != "block":
         for name in ("block_timeout", "max_waiting"):
             if given.get(name) is not None:
@@ -150,7 +209,7 @@ def check_options(defaults: Options, given: Mapping[str, Any], *, is_async: bool
                     f"{name} is for overflow='block', not for overflow={options.overflow!r}; drop one of them"
                 )
         if options.block_timeout is not None or options.max_waiting is not None:
-            options = replace(options, block_timeout=None, max_waiting=None)
+            options = options.but(block_timeout=None, max_waiting=None)
     return options
 
 
@@ -183,7 +242,7 @@ def check_bus_options(**given: Any) -> tuple[BusOptions, Options]:
         )
     options = BusOptions(**own)
     defaults = check_options(Options(), {name: value for name, value in given.items() if name in _DEFAULTABLE})
-    return options, replace(defaults, timeout=options.handler_timeout)
+    return options, defaults if options.handler_timeout is None else defaults.but(timeout=options.handler_timeout)
 
 
 def _hint(name: str, known: tuple[str, ...]) -> str:

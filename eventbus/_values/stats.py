@@ -1,11 +1,16 @@
-"""What is told about deliveries: outcomes, errors, statistics, the report of a close. Frozen records."""
+"""What is told about deliveries: outcomes, errors, statistics, the report of a close. Frozen dataclasses.
+
+What they compare, hash and show by is written once, in :class:`Record`: generated for each, it took most of what
+importing this module did.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from enum import StrEnum
+from reprlib import recursive_repr
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +41,41 @@ class Status(StrEnum):
     REJECTED = "rejected"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Record:
+    """What the dataclasses of this module share: equality by value, and a representation that names each field."""
+
+    __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]] = ()  # a dataclass has its fields here
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__match_args__)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Record) or other.__class__ is not self.__class__:
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    @recursive_repr()
+    def __repr__(self) -> str:
+        shown = (f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+class Figures(Record):
+    """Those of statistics."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain dictionaries, lists and numbers."""
+        return {name: _plain(getattr(self, name)) for name in self.__match_args__}
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Outcome(Record):
     """What became of one delivery.
 
     Attributes:
@@ -59,8 +97,8 @@ class Outcome:
     topic: str
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerError:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class HandlerError(Record):
     """What ``on_error``, the log and ``bus/error`` are told about a failed, timed-out or rejected delivery.
 
     Attributes:
@@ -76,8 +114,8 @@ class HandlerError:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class CloseReport:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class CloseReport(Figures):
     """What ``close()`` could not finish.
 
     Attributes:
@@ -88,12 +126,9 @@ class CloseReport:
     cancelled: int = 0
     stuck: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        return _as_dict(self)
 
-
-@dataclass(frozen=True, slots=True)
-class Latency:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Latency(Figures):
     """A distribution of seconds, sampled: quantiles are exact to about 5 %.
 
     Attributes:
@@ -108,12 +143,9 @@ class Latency:
     p99: float = 0.0
     max: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        return _as_dict(self)
 
-
-@dataclass(frozen=True, slots=True)
-class SubscriptionStats:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class SubscriptionStats(Figures):
     """Exact counts: at every quiet moment ``deliveries`` is the sum of the six outcomes, ``pending`` and ``running``.
 
     Attributes:
@@ -137,9 +169,6 @@ class SubscriptionStats:
     wait: Latency = Latency()
     run: Latency = Latency()
 
-    def as_dict(self) -> dict[str, Any]:
-        return _as_dict(self)
-
 
 def summary(sums: Sequence[int], pending: int, running: int, wait: Latency, run: Latency) -> SubscriptionStats:
     """The record of counts: deliveries and the six outcomes in order."""
@@ -149,8 +178,8 @@ def summary(sums: Sequence[int], pending: int, running: int, wait: Latency, run:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStats:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class PoolStats(Figures):
     """The dispatcher's threads.
 
     Attributes:
@@ -169,12 +198,9 @@ class PoolStats:
     waiting: int = 0
     ready: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        return _as_dict(self)
 
-
-@dataclass(frozen=True, slots=True)
-class BusStats:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class BusStats(Figures):
     """A picture of the whole bus, taken at one instant.
 
     Attributes:
@@ -196,17 +222,10 @@ class BusStats:
         object.__setattr__(self, "subscriptions", MappingProxyType(dict(self.subscriptions)))
         object.__setattr__(self, "topics", MappingProxyType(dict(self.topics)))
 
-    def as_dict(self) -> dict[str, Any]:
-        return _as_dict(self)
-
-
-def _as_dict(record: Any) -> dict[str, Any]:
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
-
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return _as_dict(value)
+    if isinstance(value, Figures):
+        return value.as_dict()
     if isinstance(value, (dict, MappingProxyType)):
         return {key: _plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
     return list(value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

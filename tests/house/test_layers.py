@@ -20,7 +20,7 @@ SEAM = CORE / "_engine" / "primitives.py"
 BESIDE = (FACADE / "_demo", CORE / "__main__.py", FACADE / "__main__.py", FACADE / "pytest_plugin.py")
 
 # A module may import from its own layer and from those before it.
-LAYERS = ("_errors", "_values", "_engine", "_bus _scope _stream", "_testing _services", "__init__ lowlevel")
+LAYERS = ("_errors _later", "_values", "_engine", "_bus _scope _stream", "_testing _services", "__init__ lowlevel")
 
 MAKERS = {"threading", "asyncio", "queue", "multiprocessing"}
 UNSAFE = {"Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier", "Queue", "LifoQueue", "PriorityQueue"}

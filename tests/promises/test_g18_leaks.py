@@ -288,7 +288,9 @@ def test_churn_does_not_grow_memory() -> None:
             for n in range(300):
                 with bus.on(["churn/*", f"churn/{n % 50}"], lambda payload: None, lane=f"lane {n}"):
                     bus.emit(f"churn/{n % 50}")
-            bus.drain(BOUND)
+            # An ended mailbox may stand in the ready queue until a worker comes to it: this one stands behind them all.
+            with bus.on("last", lambda payload: None):
+                bus.emit("last").wait(BOUND)
 
         assert growth(work) < 300
         assert bus.topics() == ()
