@@ -44,7 +44,7 @@ from .dispatcher import Dispatcher
 from .lane import Lane
 from .latency import Histogram
 from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, KeyedMailbox, Mailbox
-from .monitor import Interrupted, Monitor
+from .monitor import Interrupted, Monitor, steps
 from .process import enrol
 from .receipt import Receipt
 from .registry import Registry, Route
@@ -146,6 +146,7 @@ class Engine:
             or not route.swift
             or follow
             or (cause is not None and (cause.state is not RUNNING or cause.box.engine is not self))
+            or (steps and primitives.get_ident() in steps)
             or (primitives.tools() and primitives.watched())
         ):
             return self._emit_in_step(receipt, cause, require, own)
@@ -245,7 +246,10 @@ class Engine:
         route = self.registry.routes.get(receipt._topic)
         if route is not None and route.keyed:
             keys = self._keys(receipt, route.boxes, {})
+        ident = primitives.get_ident()
         while True:
+            if ident in steps:
+                raise Interrupted
             if monitor.busy:
                 monitor.stand_back()
             try:
@@ -254,11 +258,14 @@ class Engine:
                         raise Interrupted
                     monitor.busy = True
                     try:
+                        steps[ident] = monitor
                         inline = self._admit(receipt, cause, require, own, keys)
                         if late:
                             monitor.leave_line()
                     finally:
                         monitor.busy = False
+                        if ident in steps:
+                            del steps[ident]
                         trash = monitor.trash
                         if trash:
                             monitor.trash = []
@@ -355,7 +362,8 @@ class Engine:
             raise BusClosedError(f"the bus {self.name!r} is {state}: {receipt._topic!r} was not emitted{_REMEDY}")
         if route.counted < require:
             raise NoHandlerError(
-                f"{route.counted} handlers listen to {receipt._topic!r}, and {require} must; register before you emit"
+                f"require={require} handlers for {receipt._topic!r}, but {route.counted} listen;"
+                " register them before you emit"
             )
         boxes = route.boxes
         if route.keyed:

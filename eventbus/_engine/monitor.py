@@ -28,13 +28,18 @@ from . import primitives
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Interrupted", "Monitor"]
+__all__ = ["Interrupted", "Monitor", "steps"]
 
 T = TypeVar("T")
 PATIENCE = 20  # looks at a busy monitor before queueing for it
 ATTEMPTS = 3  # at a call that was put off, each broken by a signal handler
 
 log = logging.getLogger("eventbus")
+
+
+# The step, of whatever bus, that each thread is in. A finalizer in the midst of one must not queue for another bus's
+# monitor: two threads that did so crosswise would wait for ever. Each thread touches only its own entry.
+steps: dict[int, Monitor] = {}
 
 
 class Interrupted(Exception):
@@ -70,6 +75,9 @@ class Monitor:
 
     def run(self, step: Callable[..., T], *args: Any) -> T:
         """Run one step under the lock, then what it left in ``after``. Raises Interrupted on re-entry."""
+        ident = primitives.get_ident()
+        if ident in steps:
+            raise Interrupted
         if self.busy:
             self.stand_back()
         try:
@@ -78,9 +86,12 @@ class Monitor:
                     raise Interrupted
                 self.busy = True
                 try:
+                    steps[ident] = self
                     result = step(*args)
                 finally:
                     self.busy = False
+                    if ident in steps:
+                        del steps[ident]
                     trash = self.trash
                     if trash:
                         self.trash = []
@@ -123,9 +134,15 @@ class Monitor:
 
     def defer(self, call: Callable[[], None]) -> None:
         """Put a call off until the step that it interrupted has ended; calls keep their order."""
-        self.deferred.setdefault(primitives.get_ident(), deque()).append(Late(call))
-        if not (self.busy and primitives.owns(self.lock)):
+        ident = primitives.get_ident()
+        self.deferred.setdefault(ident, deque()).append(Late(call))
+        if self.busy and primitives.owns(self.lock):
+            return
+        interrupted = steps.get(ident)
+        if interrupted is None:
             self.flush()  # between two steps: nothing holds the line up
+        elif interrupted is not self:
+            interrupted.defer(self.flush)  # another bus's step: its end is this line's turn
 
     def pending_here(self) -> bool:
         """Whether this thread has put calls off that have not taken effect yet."""

@@ -17,6 +17,7 @@ from .closing import CLOSED, OPEN, close
 from .delivery import SETTLED
 from .lane import Lane
 from .mailbox import ACTIVE
+from .monitor import steps
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -40,6 +41,10 @@ def enrol(engine: Engine) -> None:
 def _after_fork() -> None:
     global _lock
     _lock = primitives.make_lock()
+    mine = primitives.get_ident()
+    for ident in list(steps):
+        if ident != mine:  # of threads that are not in the child
+            del steps[ident]
     for engine in list(_living):
         try:
             _renew(engine)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from eventbus._engine.monitor import steps
+
 from .baton import Scheduler, Stuck
 from .loops import janus_swapped
 from .points import points_within
@@ -111,6 +113,7 @@ def explore(
         wrap = None if grain == "seam" else stack.enter_context(points_within(grain))
         while True:
             strategy.begin()
+            steps.clear()  # a thread that was given up within a step has left it there
             sched = Scheduler(strategy, wrap, program.lies)
             try:
                 failure = sched.run(lambda: program.body(sched))

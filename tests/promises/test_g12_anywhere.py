@@ -250,9 +250,7 @@ class Scene:
         bus.on("t/**", self.everything)
 
 
-def at_every_instruction(
-    work: Callable[[Scene], Callable[[], None] | None], *, thread: str = "main"
-) -> None:
+def at_every_instruction(work: Callable[[Scene], Callable[[], None] | None], *, thread: str = "main") -> None:
     """Run ``work`` with an intruder at each instruction in turn; it may return what is to be checked in the end.
 
     Each run emits "main" to "t/x" once, somewhere in ``work``, and "after" when it is over.
@@ -664,6 +662,47 @@ def test_a_subscription_that_is_cancelled_before_it_takes_effect_never_does() ->
         assert 2 not in log.got
         assert bus.subscriptions() == ()
         settled(bus)
+
+
+def test_a_finalizer_in_the_midst_of_another_buss_step_is_put_off_until_that_ends() -> None:
+    """Two threads that would queue crosswise for each other's bus go on; each call takes effect, in order."""
+    with EventBus("one") as one, EventBus("two") as two:
+        logs = {bus: Log() for bus in (one, two)}
+        for bus, log in logs.items():
+            bus.on("t", log)
+            bus.emit("t", "warm").wait(BOUND)
+        both = threading.Barrier(2)
+        seen: list[Any] = []
+
+        class Last:
+            def __init__(self, bus: EventBus) -> None:
+                self.bus = bus
+
+            def __del__(self) -> None:
+                both.wait(BOUND)
+                receipts = [self.bus.emit("t", number) for number in range(3)]
+                newcomer = self.bus.on("t", logs[self.bus])
+                seen.append(([each.deliveries for each in receipts], newcomer.active))
+
+        def work(own: EventBus, other: EventBus) -> None:
+            def step() -> None:  # as if the collector ran a finalizer in its midst
+                last = Last(other)
+                del last
+
+            own._engine.monitor.run(step)
+            assert len(other.handlers("t")) == 2
+
+        threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in ((one, two), (two, one))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(BOUND)
+            assert not thread.is_alive()
+        assert seen == [([None] * 3, False)] * 2
+        for bus, log in logs.items():
+            bus.drain(BOUND)
+            assert log.got == ["warm", 0, 1, 2]
+            settled(bus)
 
 
 def test_it_never_blocks_for_space() -> None:
