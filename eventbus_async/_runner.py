@@ -163,11 +163,14 @@ class LoopExecutor(Executor):
         finally:
             if task is not None:
                 _enter_task(loop, task)
-        if slot.suspended or slot.yielding or slot.cancelled:
+        if slot.suspended or slot.yielding:
             self.parked = None
             self.slots[slot] = None
             _register_task(slot.task)
-            slot.task._log_destroy_pending = True
+            # One that yields holds no handler: what has not begun does not need this very task.
+            slot.task._log_destroy_pending = slot.suspended
+        elif slot.cancelled:
+            self.parked = None  # it has nothing left to do but to end
 
     def _make_slot(self, loop: AbstractEventLoop) -> Slot:
         slot = Slot(self)
@@ -371,6 +374,8 @@ class LoopExecutor(Executor):
         engine = self.engine
         if self in engine.executors:
             engine.executors.remove(self)
+        for slot in tuple(self.slots):
+            slot.task._log_destroy_pending = False  # what it was at is settled here
         for box in engine.all_boxes():
             if box.executor is self:
                 running = list(box.running)
@@ -486,6 +491,7 @@ class Slot:
     def abandon(self, delivery: Delivery) -> list[str]:
         """In a step: the bus closes and cancels its handler."""
         self.abandoned = True
+        self.task._log_destroy_pending = False  # the delivery is settled, whatever becomes of the loop
         self.executor.engine.monitor.after.append(lambda: self._cancel_soon(delivery, False))
         return []
 
@@ -532,6 +538,7 @@ class Slot:
                     value = error = None
                 elif self.yielding:
                     self.yielding = False
+                    self.task._log_destroy_pending = True
                     executor.since = executor.spent = primitives.monotonic()
                     delivery = step(executor.next, self)
                 else:
@@ -539,6 +546,7 @@ class Slot:
                 self.drain(delivery)
                 del delivery
                 if self.yielding:
+                    self.task._log_destroy_pending = False
                     await _next_pass()
         except asyncio.CancelledError:
             # Between two handlers; during one it is the handler's.

@@ -81,13 +81,14 @@ class RecorderMailbox(Mailbox):
             if wait.slots(entry.event.topic):
                 wait.fresh.append(entry)
 
-    def claim_all(self, entries: Iterable[Entry]) -> bool:
-        """In a step: take all of them, or none if another wait has taken one."""
+    def claim_all(self, entries: Iterable[Entry], take: bool) -> bool:
+        """In a step: take all of them, or none if another wait has taken one; tells which, also without taking."""
         chosen = tuple(entries)
         if any(entry.taken for entry in chosen):
             return False
-        for entry in chosen:
-            entry.taken = True
+        if take:
+            for entry in chosen:
+                entry.taken = True
         return True
 
     def give_back(self, entries: Iterable[Entry]) -> None:

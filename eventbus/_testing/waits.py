@@ -92,8 +92,11 @@ class Wait:
             self.box.waits.remove(self)
         self.fresh = deque()
 
-    def attempt(self) -> list[tuple[Entry, Any]] | None:
-        """Look at what is new; take and give what answers the wait, in order of ``topics`` (or of ``seq``), or None."""
+    def attempt(self, take: bool = True) -> list[tuple[Entry, Any]] | None:
+        """Look at what is new; give what answers the wait, in order of ``topics`` (or of ``seq``), or None.
+
+        What it gives is taken, unless the wait only wants to know.
+        """
         look = self.box.engine.look
         if not self.opened:
             look(self.open)
@@ -105,7 +108,7 @@ class Wait:
             chosen = self._choose()
             if chosen is None:
                 return None
-            if look(self.box.claim_all, [entry for entry, _ in chosen]):
+            if look(self.box.claim_all, [entry for entry, _ in chosen], take):
                 return chosen
 
     def _take_fresh(self) -> deque[Entry]:
@@ -236,10 +239,9 @@ def unexpected(wait: Wait, within: float | None) -> Flow[None]:
     try:
         while True:
             _refuse_if_cleaned(wait)
-            taken = wait.attempt()
-            if taken is not None:
-                engine.look(wait.box.give_back, [entry for entry, _ in taken])
-                entry = taken[0][0]
+            found = wait.attempt(take=False)
+            if found is not None:
+                entry = found[0][0]
                 raise UnexpectedEventError(
                     f"no event of {wait.text()} was expected, but {entry.event!r} came {_when(entry, wait)}"
                 )

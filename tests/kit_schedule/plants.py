@@ -1,7 +1,8 @@
 """Planted bugs: each a small wrong change of the engine or the seam that the explorer has to find.
 
 A plant replaces named functions while it stands. If the engine has changed so that a name is gone, standing it up
-fails, and the plant has to be moved; one that the engine does not use any more is not found, which fails as well.
+fails, and the plant has to be moved; one that the engine does not use any more is not found, which fails as well. The
+promises that it breaks stand at the end of its docstring; ``docs/promises.md`` is made from them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _instead(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -
 
 @plant("wait+drain", "emit+wait", bound=1)
 def a_wake_up_before_the_sleep_is_lost() -> Any:
-    """A sleeper remembers no wake-up that came early."""
+    """A sleeper remembers no wake-up that came early (G6)."""
 
     def make(sleep: Any) -> Any:
         def forgetful(self: Any, timeout: float | None = None) -> bool:
@@ -80,7 +81,7 @@ def a_wake_up_before_the_sleep_is_lost() -> Any:
 
 @plant("emit+emit", "emits+wait", "on+emit", grain="line")
 def the_lock_excludes_nobody() -> Any:
-    """Steps of two threads at once."""
+    """Steps of two threads at once (G3)."""
 
     def make(acquire: Any) -> Any:
         def always(self: Any, *args: Any, **kwargs: Any) -> bool:
@@ -100,7 +101,7 @@ def the_lock_excludes_nobody() -> Any:
 
 @plant("emit+wait", "wait+drain", bound=1)
 def a_wait_that_checks_before_the_lock() -> Any:
-    """What is waited for may come true between the look and the lining up: a lost wake-up."""
+    """What is waited for may come true between the look and the lining up: a lost wake-up (G6)."""
 
     def make(sleep: Any) -> Any:
         def early(engine: Any, waiter: Any, timeout: float | None, insist: bool = True) -> bool:
@@ -125,7 +126,7 @@ def a_wait_that_checks_before_the_lock() -> Any:
 
 @plant("drain+emits", "wait+wait")
 def everybody_is_woken_without_a_look() -> Any:
-    """A settled delivery ends every wait that is told of it, come true or not."""
+    """A settled delivery ends every wait that is told of it, come true or not (G10)."""
 
     def hasty(engine: Any, waiters: Any) -> None:
         for waiter in tuple(waiters):
@@ -137,7 +138,7 @@ def everybody_is_woken_without_a_look() -> Any:
 
 @plant("drain+emit", "drain+drain", grain="line", bound=1)
 def a_drain_lines_up_after_its_look() -> Any:
-    """Its waiter is enlisted outside of the step in which it saw that there is something to wait for."""
+    """Its waiter is enlisted outside of the step in which it saw that there is something to wait for (G10)."""
 
     def make(enlist: Any) -> Any:
         def later(engine: Any, waiter: Any, begin: bool) -> None:
@@ -153,7 +154,7 @@ def a_drain_lines_up_after_its_look() -> Any:
 
 @plant("drain+drain", "drain+emits")
 def a_drain_forgets_older_epochs() -> Any:
-    """It waits only for what was emitted since the last drain began."""
+    """It waits only for what was emitted since the last drain began (G10)."""
     return _instead(draining, "new_epoch", lambda new: lambda engine: new(engine)[-1:])
 
 
@@ -162,7 +163,7 @@ def a_drain_forgets_older_epochs() -> Any:
 
 @plant("timeout+wait", "timeout+timeout")
 def a_delivery_settles_twice() -> Any:
-    """By its time-out and by its return."""
+    """By its time-out and by its return (G6, G7)."""
 
     def make(complete: Any) -> Any:
         def again(self: Any, delivery: Any, *args: Any) -> None:
@@ -177,7 +178,7 @@ def a_delivery_settles_twice() -> Any:
 
 @plant("emit+wait", "on+emit", bound=1)
 def a_count_is_lost() -> Any:
-    """The number of emits is read before the step and written after it."""
+    """The number of emits is read before the step and written after it (G3)."""
 
     def make(accept: Any) -> Any:
         def torn(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +194,7 @@ def a_count_is_lost() -> Any:
 
 @plant("block+cancelfull", bound=1)
 def a_cancelled_waiting_line_still_counts() -> Any:
-    """Whoever waits for space is not told that the subscription has ended."""
+    """Whoever waits for space is not told that the subscription has ended (G2, G9)."""
 
     def make(settle: Any) -> Any:
         def silent(self: Any, delivery: Any, status: Any, *args: Any, **kwargs: Any) -> None:
@@ -211,7 +212,7 @@ def a_cancelled_waiting_line_still_counts() -> Any:
 
 @plant("on+emit", "on+wait", bound=1)
 def on_returns_before_it_is_in_effect() -> Any:
-    """The registration is done by another thread."""
+    """The registration is done by another thread (G1)."""
 
     def make(register: Any) -> Any:
         def elsewhere(self: Any, step: Any, *args: Any) -> Any:
@@ -229,7 +230,7 @@ def on_returns_before_it_is_in_effect() -> Any:
 
 @plant("emits+cancel", "emits+cancelwait")
 def cancel_leaves_what_is_pending() -> Any:
-    """While a call runs, what stands behind it is not cancelled."""
+    """While a call runs, what stands behind it is not cancelled (G2)."""
 
     def make(cancel: Any) -> Any:
         def partly(self: Any, box: Any) -> int:
@@ -242,7 +243,7 @@ def cancel_leaves_what_is_pending() -> Any:
 
 @plant("cancel+cancel", "cancel+cancelwait", bound=1)
 def two_cancels_were_the_one() -> Any:
-    """Whether it was this call is found out before the step."""
+    """Whether it was this call is found out before the step (G2)."""
 
     def make(cancel: Any) -> Any:
         def early(self: Any, box: Any, drain: bool = False) -> bool:
@@ -257,7 +258,7 @@ def two_cancels_were_the_one() -> Any:
 
 @plant("emits+cancelwait", "emit+cancelwait")
 def a_waiting_cancel_does_not_wait() -> Any:
-    """cancel(wait=True) returns although the handler still runs."""
+    """cancel(wait=True) returns although the handler still runs (G2)."""
     return _instead(
         subscription, "quiet_waiter", lambda make: lambda box, actor: _with(make(box, actor), ready=lambda: True)
     )
@@ -268,7 +269,7 @@ def a_waiting_cancel_does_not_wait() -> Any:
 
 @plant("warm/late+emit", "late+late", "lying/warm/late+wait")
 def a_worker_leaves_with_a_job() -> Any:
-    """Between its last look and its leave it may have been given work."""
+    """Between its last look and its leave it may have been given work (G3)."""
 
     def make(resume: Any) -> Any:
         def blindly(self: Any, worker: Any, woken: bool) -> Any:
@@ -285,7 +286,7 @@ def a_worker_leaves_with_a_job() -> Any:
 
 @plant("emit+wait", bound=1)
 def a_worker_falls_asleep_in_two_steps() -> Any:
-    """It sees that nothing is ready in one step, and is counted as idle in another."""
+    """It sees that nothing is ready in one step, and is counted as idle in another (G3)."""
 
     def make(run: Any) -> Any:
         def split(self: Any, step: Any, *args: Any) -> Any:
@@ -307,7 +308,7 @@ def a_worker_falls_asleep_in_two_steps() -> Any:
 
 @plant("join+wait", "join+join")
 def a_blocked_worker_comes_back_twice() -> Any:
-    """When its handler returns after all, it is counted as two of those who compute."""
+    """When its handler returns after all, it is counted as two of those who compute (G7)."""
 
     def make(advance: Any) -> Any:
         def eager(self: Any, worker: Any, *args: Any) -> Any:
@@ -322,7 +323,7 @@ def a_blocked_worker_comes_back_twice() -> Any:
 
 @plant("lying/emit+wait", "lying/drain+join")
 def a_thread_that_failed_to_start_still_counts() -> Any:
-    """The pool takes it for one of those who compute, and starts no other."""
+    """The pool takes it for one of those who compute, and starts no other (G3)."""
 
     def forgetful(self: Any, worker: Any) -> None:
         self.alive.discard(worker)
@@ -333,13 +334,13 @@ def a_thread_that_failed_to_start_still_counts() -> Any:
 
 @plant("lying/emit+wait", "lying/warm/late+wait", "lying/warm/emit+cancelwait")
 def a_worker_that_wakes_for_nothing_takes_work() -> Any:
-    """It does not look whether it has been given a place."""
+    """It does not look whether it has been given a place (G10)."""
     return patch.object(Dispatcher, "resume", lambda self, worker, woken: self.next(worker))
 
 
 @plant("emit+wait", "wait+wait", "wait+drain")
 def a_flag_is_cleared_after_the_last_look() -> Any:
-    """Who finds somebody at what steps have left to do leaves it to him, who has looked for the last time."""
+    """Who finds somebody at what steps have left to do leaves it to him, who has looked for the last time (G6)."""
     at_it: set[int] = set()
 
     def flush(self: Any) -> None:
@@ -365,7 +366,7 @@ def a_flag_is_cleared_after_the_last_look() -> Any:
 
 @plant("lanestuck+emit", bound=1)
 def a_lane_lets_two_in() -> Any:
-    """It does not look whether somebody is in it."""
+    """It does not look whether somebody is in it (G20)."""
 
     def make(following: Any) -> Any:
         def whoever(self: Any) -> Any:
@@ -382,7 +383,7 @@ def a_lane_lets_two_in() -> Any:
 
 @plant("stuck+emit", "emits+emits", bound=1)
 def a_mailbox_runs_two_at_once() -> Any:
-    """It does not count the calls that go on."""
+    """It does not count the calls that go on (G4)."""
 
     def make(claimable: Any) -> Any:
         def careless(self: Any) -> bool:
@@ -399,7 +400,7 @@ def a_mailbox_runs_two_at_once() -> Any:
 
 @plant("emits+on", "emits+emits", "emits+wait", "emits+emits+wait")
 def deliveries_are_admitted_outside_of_the_step() -> Any:
-    """They overtake each other between the emit's instant and their mailbox."""
+    """They overtake each other between the emit's instant and their mailbox (G4)."""
 
     def attach(self: Any, executor: Any) -> None:
         honest(self, executor)
@@ -421,7 +422,7 @@ def deliveries_are_admitted_outside_of_the_step() -> Any:
 
 @plant("oldest+oldest", "oldest+emits")
 def the_oldest_is_dropped_and_run() -> Any:
-    """The policy settles the oldest, but does not take it out of the mailbox."""
+    """The policy settles the oldest, but does not take it out of the mailbox (G3, G9)."""
     return patch.object(Mailbox, "discard", lambda self, delivery, key: None)
 
 
@@ -430,7 +431,7 @@ def the_oldest_is_dropped_and_run() -> Any:
 
 @plant("emit+close", "warm/emit+close", "wait+close", bound=1)
 def an_emit_looks_at_the_state_too_early() -> Any:
-    """Whether the bus is open is asked before the step: an emit is accepted by a closed bus."""
+    """Whether the bus is open is asked before the step: an emit is accepted by a closed bus (G10)."""
     open_then: set[int] = set()
 
     def make_accept(accept: Any) -> Any:
@@ -462,7 +463,7 @@ def an_emit_looks_at_the_state_too_early() -> Any:
 
 @plant("emit+close", "drain+close", "late+close", bound=1)
 def close_does_not_drain() -> Any:
-    """It ends everything as soon as it has begun."""
+    """It ends everything as soon as it has begun (G10)."""
 
     def make(waiter_of: Any) -> Any:
         def hasty(engine: Any, actor: Any) -> Any:
@@ -479,50 +480,50 @@ def close_does_not_drain() -> Any:
 
 @plant("warm/emit+close", "warm/wait+close", grain="switch", bound=1)
 def an_emit_does_not_ask_whether_the_bus_is_open() -> Any:
-    """A section admits to a bus that has closed meanwhile."""
+    """A section admits to a bus that has closed meanwhile (G10)."""
     return _edited(Engine, "_emit_in_sections", "and self.state == OPEN", "")
 
 
 @plant("warm/oldest+oldest", "warm/error+error", "warm/block+block", grain="switch", bound=1)
 def an_emit_steps_into_a_step() -> Any:
-    """It does not look whether another thread is in the midst of one."""
+    """It does not look whether another thread is in the midst of one (G9)."""
     return _edited(Engine, "_emit_in_sections", "not monitor.busy", "True", times=2)
 
 
 @plant("warm/second+emits", grain="switch", bound=1)
 def an_emit_admits_to_an_ended_mailbox() -> Any:
-    """Between the emit's instant and the admission the subscription was cancelled."""
+    """Between the emit's instant and the admission the subscription was cancelled (G2)."""
     return _edited(Engine, "_emit_in_sections", "and box.admits and", "and")
 
 
 @plant("warm/emit+emit", "warm/emits+emits", grain="switch", bound=1)
 def a_call_tears_the_count_of_emits() -> Any:
-    """Another thread may count between the call and the store."""
+    """Another thread may count between the call and the store (G3)."""
     return _edited(Engine, "_emit_in_sections", "self.events += 1", "self.events = max(self.events + 1, 0)")
 
 
 @plant("warm/emits+drain", "warm/drain+emits", "warm/emits+emits+drain", grain="switch", bound=1)
 def a_call_tears_the_count_of_what_is_open() -> Any:
-    """A drain waits for ever, or not at all."""
+    """A drain waits for ever, or not at all (G10)."""
     return _edited(dispatcher, "turn", "epoch.open -= 1", "epoch.open = max(epoch.open - 1, 0)")
 
 
 @plant("warm/emit+wait", "warm/wait+wait", grain="switch", bound=1)
 def a_worker_settles_though_somebody_waits() -> Any:
-    """Nobody tells him."""
+    """Nobody tells him (G6)."""
     return _edited(dispatcher, "turn", "or receipt._waiters is not None", "")
 
 
 @plant("warm/emits+drain", "warm/emit+drain", grain="switch", bound=1)
 def a_worker_settles_though_somebody_drains() -> Any:
-    """Nobody tells him."""
+    """Nobody tells him (G10)."""
     old = "or (engine.drains and (engine.keen or delivery.epoch is None or delivery.epoch.open == 1))"
     return _edited(dispatcher, "turn", old, "")
 
 
 @plant("warm/tired+emits", "warm/tired+tired", grain="switch", bound=1)
 def an_emit_takes_a_mailbox_for_busy() -> Any:
-    """It relies on a worker that has just seen the mailbox empty."""
+    """It relies on a worker that has just seen the mailbox empty (G3)."""
     old = "if following is None:\n                            return step(pool.proceed, self, box)"
     new = "if following is None:\n                            return step(pool.next, self)"
     return _edited(Worker, "flow", old, new)
@@ -530,7 +531,7 @@ def an_emit_takes_a_mailbox_for_busy() -> Any:
 
 @plant("warm/emits+cancel", "warm/emits+cancelwait", "warm/emits+emits+cancel", grain="switch", bound=1)
 def a_call_tears_a_claim() -> Any:
-    """What it looked at may be settled before it has taken it out."""
+    """What it looked at may be settled before it has taken it out (G2)."""
     return _edited(dispatcher, "turn", "following = pending[0]", "following = pending[0]; len(pending)")
 
 

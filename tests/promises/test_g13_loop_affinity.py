@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from loops import AsyncGate, LoopThread, others, passes, run, until
 
 from eventbus import EventTimeoutError, MailboxFullError, OptionError, ServiceError, Status
 from eventbus_async import AsyncEventBus
+from eventbus_async._runner import SLICE
 
 
 @pytest.fixture
@@ -387,6 +389,58 @@ def test_g13_an_idle_bus_has_no_task_on_any_loop(bus: AsyncEventBus) -> None:
             bus.bus.emit("a").wait(BOUND)
         bus.bus.drain(BOUND)
         assert thread.call(look()) == 0
+
+
+def test_g13_a_handler_that_cancelled_its_task_leaves_none_behind(bus: AsyncEventBus) -> None:
+    async def handler(payload: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    async def main() -> None:
+        subscription = bus.on("a", handler)
+        for _ in range(3):
+            await bus.emit("a")
+        await bus.drain()
+        assert others() == set()
+        assert subscription.stats().deliveries == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+def test_g13_a_loop_that_is_closed_without_its_last_pass_makes_no_noise(
+    caplog: pytest.LogCaptureFixture, suspends: bool
+) -> None:
+    """No "Task was destroyed but it is pending!": what was running is settled as cancelled, the rest waits."""
+    gc.collect()  # other tests' tasks
+    caplog.clear()
+    began = 0
+
+    async def handler(payload: Any) -> None:
+        nonlocal began
+        began += 1
+        if suspends:
+            await asyncio.get_running_loop().create_future()
+        else:
+            time.sleep(2 * SLICE)  # others' turn: the slot's task yields
+
+    async def main() -> Any:
+        bus = AsyncEventBus()
+        bus.on("a", handler)
+        bus.on("a", handler)
+        return bus, bus.emit("a")
+
+    loop = asyncio.new_event_loop()
+    bus, receipt = loop.run_until_complete(main())
+    assert began == 1
+    assert {task.done() for task in asyncio.all_tasks(loop)} == {False}
+    loop.close()
+    bus.bus.close(0)
+    assert [outcome and outcome.status for outcome in receipt.outcomes].count(Status.CANCELLED) == 2 - (not suspends)
+    del bus, receipt  # and with them the tasks
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_g13_a_bus_task_that_was_cancelled_comes_back_by_timer(bus: AsyncEventBus) -> None:

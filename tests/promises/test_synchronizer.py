@@ -28,6 +28,7 @@ from eventbus import (
     TopicTypeError,
     UnexpectedEventError,
 )
+from eventbus._engine.monitor import Monitor
 
 
 class Order(BaseModel):
@@ -347,6 +348,26 @@ def test_expect_no_event(face: Face, sync: Any) -> None:
         soon(lambda: waiting(sync) == 1)
         face.core.emit("d")
         face.core.emit("c/1")
+
+
+def test_expect_no_event_takes_nothing_not_even_for_a_moment(
+    face: Face, sync: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G3: a wait that polls meanwhile finds the event."""
+    face.bus.emit("a")
+    taken: list[bool] = []
+    run = Monitor.run
+
+    def watched(monitor: Monitor, step: Any, *args: Any) -> Any:
+        try:
+            return run(monitor, step, *args)
+        finally:
+            taken.extend(entry.taken for entry in sync._box.entries)
+
+    monkeypatch.setattr(Monitor, "run", watched)
+    with pytest.raises(UnexpectedEventError):
+        face.do(sync.expect_no_event, "a", within=0)
+    assert taken and not any(taken)
 
 
 # What is there
