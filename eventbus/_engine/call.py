@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast
 
 from .._errors import HandlerTypeError
+from .._values.payload import PLAIN
 from .._values.stats import Status
 from . import primitives
 from .delivery import SETTLED, current
@@ -126,7 +127,10 @@ def call_inline(engine: Engine, delivery: Delivery) -> Result:
         value = spec.function(argument(delivery))
     except BaseException as error:
         took = primitives.monotonic() - started
-        return judge(engine, delivery, None, strip(error), took)
+        try:
+            return judge(engine, delivery, None, strip(error), took)
+        finally:
+            del delivery  # as above
     finally:
         current.set(before)
     return judge(engine, delivery, value, None, primitives.monotonic() - started)
@@ -134,7 +138,13 @@ def call_inline(engine: Engine, delivery: Delivery) -> Result:
 
 def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException | None, took: float) -> Result:
     """The outcome of a call; errors are reported before the delivery is settled, so that waits come after."""
-    if error is None and isinstance(value, Awaitable) and not isinstance(value, Receipt):
+    if (
+        error is None
+        and value is not None
+        and type(value) not in PLAIN
+        and isinstance(value, Awaitable)
+        and not isinstance(value, Receipt)
+    ):
         close = getattr(cast("object", value), "close", None)
         if close is not None:
             close()  # or Python warns of a coroutine that was never awaited

@@ -20,6 +20,7 @@ import itertools
 import logging
 import os
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._errors import (
@@ -41,6 +42,7 @@ from .call import call_inline
 from .closing import CLOSED, CLOSING, OPEN
 from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here
 from .dispatcher import Dispatcher
+from .inline import Emitter, mend_inline, run_inline
 from .lane import Lane
 from .latency import Histogram
 from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, KeyedMailbox, Mailbox
@@ -90,6 +92,7 @@ class Engine:
         self.ids = itertools.count(1)
         # Told of errors besides on_error: services watch their own subscriptions this way.
         self.error_watchers: dict[int, Callable[[HandlerError], None]] = {}
+        self.emitter = Emitter(self.dispatcher)
         self.max_depth = options.max_depth
         self.renew()
         enrol(self)
@@ -141,16 +144,20 @@ class Engine:
         if cause is not None or follow or self.max_depth is not None:
             self._descend(receipt, cause, follow)
         route = self.registry.routes.get(topic)
-        if (
-            route is None
-            or not route.swift
-            or follow
-            or (cause is not None and (cause.state is not RUNNING or cause.box.engine is not self))
-            or (steps and primitives.get_ident() in steps)
-            or (primitives.tools() and primitives.watched())
-        ):
-            return self._emit_in_step(receipt, cause, require, own)
-        return self._emit_in_sections(receipt, route, cause, require, own)
+        try:
+            if (
+                route is None
+                or not route.swift
+                or follow
+                or (cause is not None and (cause.state is not RUNNING or cause.box.engine is not self))
+                or (steps and primitives.get_ident() in steps)
+                or (primitives.tools() and primitives.watched())
+            ):
+                return self._emit_in_step(receipt, cause, require, own)
+            return self._emit_in_sections(receipt, route, cause, require, own)
+        finally:
+            # The traceback of an inline handler's error holds this frame, and the receipt that error: no cycle (G18).
+            del receipt
 
     def _emit_in_sections(self, receipt: R, route: Route, cause: Delivery | None, require: int, own: bool) -> R:
         """The hot path: mailboxes that ask for no more than an append. See primitives.SECTIONS."""
@@ -185,6 +192,9 @@ class Engine:
                 # End of section.
             if epoch is None:
                 return self._emit_in_step(receipt, cause, require, own)
+            if route.inline:
+                run_inline(self, receipt, deliveries, epoch)
+                return receipt
             idle = False
             for delivery in deliveries:
                 box = delivery.box
@@ -207,9 +217,15 @@ class Engine:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            if epoch is not None:
+            if epoch is not None and route.inline:
+                monitor.run(mend_inline, self, deliveries, epoch)
+            elif epoch is not None:
                 monitor.run(self._mend_swift, boxes, deliveries, done, epoch)
             raise
+        finally:
+            # The traceback of an inline handler's error holds this frame (G18).
+            del receipt, deliveries, counted
+            delivery = None  # type: ignore[assignment]
 
     def _emit_in_step(self, receipt: R, cause: Delivery | None, require: int, own: bool) -> R:
         """The way of all other emits."""
@@ -217,16 +233,18 @@ class Engine:
             try:
                 inline = self._accept(receipt, cause, require, own)
             except Interrupted:
-                self.monitor.defer(lambda: self._catch_up(receipt, cause, require, own))
+                self.monitor.defer(partial(self._catch_up, receipt, cause, require, own))
                 return receipt
             if inline is not None:
                 self._run_inline(inline, cause)
+            if receipt._accepting and not own:
+                self._wait_for_space(receipt)
+            return receipt
         except BaseException:
             self._abandon_inline(receipt)
             raise
-        if receipt._accepting and not own:
-            self._wait_for_space(receipt)
-        return receipt
+        finally:
+            del receipt  # as above
 
     def emit_own(self, topic: str, payload: Any, cause: Delivery | None = None) -> Receipt | None:
         """An emit of the bus's own, under ``bus/``: it never blocks, and makes no event where nobody listens."""
@@ -363,7 +381,7 @@ class Engine:
         if route.counted < require:
             raise NoHandlerError(
                 f"require={require} handlers for {receipt._topic!r}, but {route.counted} listen;"
-                " register them before you emit"
+                " register before you emit"
             )
         boxes = route.boxes
         if route.keyed:
@@ -418,6 +436,7 @@ class Engine:
                     delivery.later = inline
                     delivery.state = RUNNING
                     box.running = (*box.running, delivery)
+                    box.review()
                     inline.append(delivery)
                 else:
                     self._offer(box, delivery, keys)
@@ -435,20 +454,20 @@ class Engine:
             delivery.epoch = epoch
             box = delivery.box
             if box.state == ACTIVE or box.state == DRAINING:
-                self._count(delivery)
+                self.count(delivery)
                 self._offer(box, delivery, None)
             else:
-                self._cancel_late(delivery)
+                self.cancel_late(delivery)
 
-    def _count(self, delivery: Delivery) -> None:
+    def count(self, delivery: Delivery) -> None:
         if getattr(delivery, "info", None) is None:
             delivery.box.deliveries += 1
             delivery.info = delivery.box.info  # says that it is counted, until it is settled
 
-    def _cancel_late(self, delivery: Delivery) -> None:
+    def cancel_late(self, delivery: Delivery) -> None:
         """In a step: its mailbox has ended since the emit took effect, or a signal handler broke its admission."""
         box = delivery.box
-        self._count(delivery)
+        self.count(delivery)
         if box.state == ENDED and box.id not in self.leftovers:
             self.ended_totals[0] += 1
             self.ended_totals[1 + COUNTER[Status.CANCELLED]] += 1
@@ -465,7 +484,7 @@ class Engine:
         for delivery in deliveries[done:]:
             if delivery.state is not SETTLED and not delivery.box.mend(delivery):
                 delivery.epoch = epoch
-                self._cancel_late(delivery)
+                self.cancel_late(delivery)
         for executor in {box.executor for box in boxes if box.executor is not None}:
             executor.mend(boxes)
 
@@ -556,6 +575,7 @@ class Engine:
             run(self.complete, delivery, status, value, error, took)
             if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
                 passing = error
+            del delivery, value, error  # as above
         if passing is not None:
             raise passing
 

@@ -162,7 +162,10 @@ class Mailbox:
     def review(self) -> None:
         """In a step that changed what they depend on: may emits and workers do without the lock?"""
         self.admits = primitives.SECTIONS and self.plain and self.state == ACTIVE and not self.line
-        self.flows = self.admits and self.concurrency == 1 and self.timeout is None and not self.slow and not self.raw
+        if self.inline:
+            self.flows = primitives.SECTIONS and self.state == ACTIVE and len(self.running) <= 1 and not self.raw
+        else:
+            self.flows = self.admits and self.concurrency == 1 and self.timeout is None and not (self.slow or self.raw)
 
     def _recount(self, delivery: Delivery, bound: bool) -> None:
         # Drains do not wait for unbound handlers, so their deliveries belong to no epoch.
@@ -332,6 +335,8 @@ class Mailbox:
         if delivery not in self.running:
             return  # a fork has cut this call off
         self.running = tuple(each for each in self.running if each is not delivery)
+        if self.inline:
+            self.review()
         self.free(delivery)
         delivery.release()
         if self.waiters:

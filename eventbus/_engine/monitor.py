@@ -91,7 +91,7 @@ class Monitor:
                 finally:
                     self.busy = False
                     if ident in steps:
-                        del steps[ident]
+                        del steps[ident]  # noqa: RUF051 - after a call a signal handler could raise
                     trash = self.trash
                     if trash:
                         self.trash = []

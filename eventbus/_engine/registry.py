@@ -38,7 +38,7 @@ class Tally:
 class Route:
     """What an emit of one topic reaches, in order of registration."""
 
-    __slots__ = ("boxes", "counted", "generation", "keyed", "reserved", "size", "swift", "tally")
+    __slots__ = ("boxes", "counted", "generation", "inline", "keyed", "reserved", "size", "swift", "tally")
 
     def __init__(self, topic: str, boxes: tuple[Mailbox, ...], tally: Tally, generation: int) -> None:
         self.reserved = topic.startswith("bus/")
@@ -48,7 +48,8 @@ class Route:
         self.counted = sum(not box.observer for box in boxes)
         self.size = len(boxes)
         self.keyed = any(box.key is not None for box in boxes)
-        self.swift = primitives.SECTIONS and bool(boxes) and all(box.plain for box in boxes)
+        self.inline = bool(boxes) and all(box.inline and not box.raw for box in boxes)
+        self.swift = primitives.SECTIONS and bool(boxes) and (self.inline or all(box.plain for box in boxes))
 
 
 class Node:

@@ -162,7 +162,14 @@ def test_a_handler_that_is_cancelled_while_it_runs_is_let_go_when_it_ends() -> N
         assert dies(reference)
 
 
-def test_an_exception_lives_as_long_as_its_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "beside"),
+    [({}, False), ({"inline": True}, False), ({"inline": True}, True)],
+    ids=["a mailbox", "inline", "inline beside a mailbox"],
+)
+def test_an_exception_lives_as_long_as_its_receipt(
+    options: dict[str, Any], beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No cycle between receipt, exception and frames: it goes when the receipt goes."""
     monkeypatch.setattr(logging.getLogger("eventbus"), "disabled", True)  # pytest keeps what is logged
     with EventBus() as bus:
@@ -172,11 +179,13 @@ def test_an_exception_lives_as_long_as_its_receipt(monkeypatch: pytest.MonkeyPat
         def fail(given: Any) -> None:
             raise Failure
 
-        bus.on("t", fail)
+        bus.on("t", fail, **options)
+        if beside:
+            bus.on("t", lambda payload: None)
         receipt = bus.emit("t", payload).wait(BOUND)
         del payload
         bus.drain(BOUND)
-        (outcome,) = receipt.outcomes
+        outcome = receipt.outcomes[0]
         assert outcome.error is not None
         error = weakref.ref(outcome.error)
         assert error() is not None
