@@ -336,7 +336,8 @@ class AsyncEventBus:
             BusClosedError: The bus is closing or closed.
         """
         engine = self._engine
-        if type(topic) is not str or topic not in engine.registry.routes or topic[:4] == "bus/":
+        route = engine.registry.routes.get(topic) if type(topic) is str else None
+        if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)
         if headers is not None or require or follow is not False:
             headers = check_extras(headers, require, follow)

@@ -123,7 +123,7 @@ class Mailbox:
         self.plain = False
         self.pending: deque[Delivery] = _NOTHING
         self.line: deque[Delivery] | None = None
-        self.running: Sequence[Delivery] = ()  # replaced, never changed; but see Worker.flow
+        self.running: Sequence[Delivery] = ()  # replaced, never changed; but for the cell of a worker, see ``turn``
         self.waiters: list[Waiter] | None = None
         self.deliveries = 0
         self.counts: list[int] = NO_COUNTS
