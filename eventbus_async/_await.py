@@ -104,7 +104,9 @@ class Waiting:
 
 def again(waiter: Waiter) -> Waiter:
     """The same wait, to be entered once more."""
-    return Waiter(waiter.text, waiter.ready, waiter.enlist, waiter.mode, waiter.targets)
+    made = Waiter(waiter.text, waiter.ready, waiter.enlist, waiter.mode, waiter.targets)
+    made.keen = waiter.keen
+    return made
 
 
 class Driven(Coroutine[Any, Any, T]):

@@ -99,6 +99,31 @@ def test_g10_drain_and_close_within_a_handler_leave_it_out() -> None:
     run(main())
 
 
+def test_g10_a_drain_within_a_handler_ends_with_the_last_that_does_not_wait_for_it() -> None:
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            gate = AsyncGate()
+
+            async def waits(payload: Any) -> None:
+                await bus.emit("b")
+
+            async def drains(payload: Any) -> str:
+                await bus.drain()
+                return "went on"
+
+            bus.on("a", waits)
+            bus.on("b", drains)
+            bus.on("c", gate)
+            bus.emit("c")
+            receipt = bus.emit("a")
+            await until(lambda: bus._engine.keen, "the drain within the handler")
+            assert not receipt.done
+            gate.open()  # its end leaves only what waits for the drain
+            await asyncio.wait_for(receipt, BOUND)
+
+    run(main())
+
+
 def test_g10_close_drains_and_then_refuses() -> None:
     async def main() -> None:
         gate = AsyncGate("in time")
