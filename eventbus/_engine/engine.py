@@ -372,9 +372,6 @@ class Engine:
                 cause = None
             else:
                 epoch = cause.epoch or epoch
-                above = cause.receipt._follows
-                if above is not None:
-                    receipt._follows = above if receipt._follows is None else (receipt, *above)
         if self.state != OPEN and not (self.state == CLOSING and (own or cause is not None)):
             state = ("", "closing", "closed")[self.state]
             raise BusClosedError(f"the bus {self.name!r} is {state}: {receipt._topic!r} was not emitted{_REMEDY}")
@@ -388,6 +385,10 @@ class Engine:
             missing = [box for box in boxes if box.key is not None and (keys is None or box not in keys)]
             if missing:
                 raise _KeysWanted(missing)
+        # From here on this is not done again.
+        above = None if cause is None else cause.receipt._follows
+        if above is not None:
+            receipt._follows = above if receipt._follows is None else (receipt, *above)
         route.tally.emits += 1
         self.events += 1
         counted = route.counted

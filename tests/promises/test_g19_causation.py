@@ -229,6 +229,25 @@ class TestFollow:
         assert len(seen) == 2**8 - 1
 
 
+def test_what_is_followed_reaches_keyed_handlers_on_a_topic_that_is_new(bus: EventBus) -> None:
+    """G19, G6: the emit is tried again once the keys are known, and is followed by the same receipts as before."""
+    got: list[int] = []
+    with Gate() as gate:
+        # Each of these topics is emitted to for the first time: its route is made in the step, which asks for keys.
+        bus.on("new", gate, key=lambda event: event.payload, concurrency=2)
+        bus.on("newer", got.append, key=lambda event: event.payload)
+        bus.on("root", lambda payload: bus.emit("new", 1, follow=True) and None)
+        bus.on("root", lambda payload: bus.emit("newer", 2) and None)
+        receipt = bus.emit("root", follow=True)
+        with pytest.raises(EventTimeoutError):
+            receipt.wait(0)
+        gate.open()
+        receipt.wait(BOUND)
+    receipt.raise_for_errors()
+    assert gate.received == [1]
+    assert got == [2]
+
+
 class TestMaxDepth:
     def test_an_emit_that_goes_deeper_raises_with_the_chain(self) -> None:
         errors: list[EventCycleError] = []
