@@ -19,7 +19,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What it can be told."""
-    parser.add_argument("--minutes", type=float, default=10.0, help="for schedules: how long, 10 if not given")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for schedules and soak: how long, 10 if not given")
     parser.add_argument("--processes", type=int, default=None, help="for schedules: processes, one a core if not given")
 
 
