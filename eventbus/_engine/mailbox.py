@@ -335,10 +335,19 @@ class Mailbox:
         if delivery not in self.running:
             return  # a fork has cut this call off
         self.running = tuple(each for each in self.running if each is not delivery)
+        try:
+            self._finished(delivery)
+        except BaseException:
+            self._finished(delivery)  # a signal handler raised: whoever waits for this must hear of it
+            raise
+
+    def _finished(self, delivery: Delivery) -> None:
+        """A call has ended. May be done again."""
         if self.inline:
             self.review()
-        self.free(delivery)
-        delivery.release()
+        if delivery.receipt is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.free(delivery)
+            delivery.release()
         if self.waiters:
             notify(self.engine, self.waiters)
         if self.lane is not None:
