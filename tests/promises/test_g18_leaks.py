@@ -330,3 +330,20 @@ def test_typed_topics_and_bound_methods_hold_nothing_either() -> None:
         subscription.cancel(wait=True, timeout=BOUND)
         del owner
         assert dies(reference)
+
+
+@pytest.mark.parametrize("face", ["threads", "asyncio"])
+def test_a_forgotten_stream_holds_no_event_that_nobody_can_read_any_more(face: str) -> None:
+    """The bus may keep what is left of the subscription until the topic is emitted again; not the payloads."""
+    from eventbus_async import AsyncEventBus
+
+    with EventBus() as bus:
+        stream: Any = (bus if face == "threads" else AsyncEventBus(bus)).stream("s")
+        payload = Thing()
+        bus.emit("s", payload)
+        reference = weakref.ref(payload)
+        del payload
+        stream.cancel()
+        assert reference() is not None  # what the buffer holds can still be read
+        del stream
+        assert dies(reference)
