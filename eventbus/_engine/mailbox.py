@@ -565,6 +565,8 @@ class KeyedMailbox(Mailbox):
         if len(waiting) == 1:
             del self.by_key[key]
             self.ready.pop(key, None)
+            if delivery.state is SETTLED:  # one that is about to begin may have to be put back
+                self._sweep()
         else:
             waiting.remove(delivery)
 
@@ -583,6 +585,12 @@ class KeyedMailbox(Mailbox):
             del self.busy[key]
             if key in self.by_key:
                 self.ready[key] = None
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Where nothing is pending, let go of what was passed over: its values and errors are nobody's here (G18)."""
+        if not self.held:
+            self.order.clear()
 
     def purge(self) -> None:
         super().purge()
