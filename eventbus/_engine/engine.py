@@ -82,7 +82,7 @@ class Engine:
         self.name = name
         self.options = options
         self.defaults = defaults
-        self.monitor = Monitor()
+        self.monitor = Monitor(self._repair)
         self.registry = Registry()
         self.timer = Timer(self.monitor, name)
         cores = (os.cpu_count() or 1) if primitives.FREE_THREADED else 1
@@ -299,7 +299,8 @@ class Engine:
                 continue
             except Interrupted:
                 raise
-            except BaseException:
+            except BaseException as error:
+                monitor.mend(error)
                 monitor.flush()
                 raise
             return inline
@@ -475,6 +476,15 @@ class Engine:
             self.ended_totals[0] += 1
             self.ended_totals[1 + COUNTER[Status.CANCELLED]] += 1
         self.settle(delivery, Status.CANCELLED)
+
+    def _repair(self) -> None:
+        """In a step, after a signal handler has broken another by raising: what is ready has somebody to run it.
+
+        By a lane, or by space, any mailbox may become ready in any step.
+        """
+        boxes = self.all_boxes()
+        for executor in (self.dispatcher, *self.executors):
+            executor.mend(boxes)
 
     def _schedule(self, boxes: Iterable[Mailbox]) -> None:
         for box in boxes:
