@@ -217,10 +217,13 @@ class Engine:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            if epoch is not None and route.inline:
-                monitor.run(mend_inline, self, deliveries, epoch)
-            elif epoch is not None:
-                monitor.run(self._mend_swift, boxes, deliveries, done, epoch)
+            if epoch is not None:
+                # It is noted first: where the stack is exhausted, whoever flushes next has more of it.
+                if route.inline:
+                    monitor.after.append(partial(monitor.run, mend_inline, self, deliveries, epoch))
+                else:
+                    monitor.after.append(partial(monitor.run, self._mend_swift, boxes, deliveries, done, epoch))
+                monitor.flush()
             raise
         finally:
             # The traceback of an inline handler's error holds this frame (G18).
@@ -241,7 +244,8 @@ class Engine:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            self._abandon_inline(receipt)
+            self.monitor.after.append(partial(self._abandon_inline, receipt))  # as above
+            self.monitor.flush()
             raise
         finally:
             del receipt  # as above
