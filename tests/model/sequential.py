@@ -75,6 +75,8 @@ class Handler:
 class BusMachine(RuleBasedStateMachine):
     """The rules: what a program may do next."""
 
+    patience = BOUND / 2  # seconds within which the bus must have come to rest
+
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[Any] = []
@@ -150,15 +152,17 @@ class BusMachine(RuleBasedStateMachine):
 
     # Emitting, and what goes on with it
 
-    @rule(burst=bursts)
-    def emit(self, burst: list[tuple[str, int]]) -> None:
+    @rule(burst=bursts, then=st.sampled_from(("rest", "let go", "read")), number=which)
+    def emit(self, burst: list[tuple[str, int]], then: str, number: int) -> None:
         for topic, key in burst:
             self._emit(topic, key)
             self._rest()
-
-    @rule(burst=bursts)
-    def emit_too(self, burst: list[tuple[str, int]]) -> None:
-        self.emit(burst)
+        if then == "let go":
+            self.let_go(number)
+        elif then == "read":
+            for _ in burst:
+                self.read(number)
+                self._rest()
 
     @rule(topic=topics, require=st.integers(1, 3))
     def require(self, topic: str, require: int) -> None:
@@ -317,7 +321,7 @@ class BusMachine(RuleBasedStateMachine):
             return found if heard == expected else [*found, f"{heard} calls, the model {expected}"]
 
         try:
-            soon(lambda: not differ(), within=BOUND / 2)
+            soon(lambda: not differ(), within=self.patience)
         except AssertionError:
             raise AssertionError(f"deliveries, pending, running, {', '.join(OUTCOMES)}: {differ()}") from None
         for number, thread in list(self.blocked.items()):
@@ -380,9 +384,9 @@ class BusMachine(RuleBasedStateMachine):
                 sub.handler.gate.open()
         for sub in self.streams:
             self.handles[sub].cancel()
-        self.bus.close(BOUND)
+        self.bus.close(2 * self.patience)
         for thread in self.blocked.values():
-            thread.join(BOUND)
+            thread.join(2 * self.patience)
         assert all(receipt.done for receipt in self.receipts.values()), "not settled though the bus is closed (G6)"
         total = self.bus.stats().totals
         assert total.pending == total.running == 0
