@@ -110,6 +110,7 @@ class Stream:
     def __del__(self) -> None:
         # A forgotten stream would fill its buffer and then hold emitters up.
         self._subscription.cancel()
+        self._box.abandon()
 
     def __repr__(self) -> str:
         box = self._box

@@ -57,34 +57,40 @@ def wait(engine: Engine, waiter: Waiter, timeout: float | None) -> Generator[Any
         else:
             executor.bridge.post(woken)
 
-    try:
-        if engine.monitor.run(begin, engine, waiter, asyncio.current_task(), wake):
-            return True
-    except Interrupted:
-        raise DeadlockError(
-            f"cannot wait for {waiter.text} here: the code interrupted the bus in this thread"
-        ) from None
-    done = False
     timer = None
     try:
+        try:
+            if engine.monitor.run(begin, engine, waiter, asyncio.current_task(), wake):
+                return True
+        except Interrupted:
+            raise DeadlockError(
+                f"cannot wait for {waiter.text} here: the code interrupted the bus in this thread"
+            ) from None
         engine.dispatcher.assure()
         if timeout != 0:
             if timeout is not None:
                 timer = loop.call_later(timeout, woken, context=executor.bridge.context)
             yield from future
+        _leave(engine, waiter)
+    except BaseException:
+        _leave(engine, waiter)  # however far it had come
+        raise
     finally:
         if timer is not None:
             timer.cancel()
-        try:
-            done = engine.monitor.run(end, engine, waiter)
-        except Interrupted:  # a collected task's, in the midst of a step
-            engine.monitor.defer(lambda: _leave(engine, waiter))
     if waiter.error is not None:
         raise waiter.error
-    return done
+    return waiter.done
 
 
 def _leave(engine: Engine, waiter: Waiter) -> None:
+    try:
+        engine.monitor.run(end, engine, waiter)
+    except Interrupted:  # a collected task's, in the midst of a step
+        engine.monitor.defer(lambda: _leave_late(engine, waiter))
+
+
+def _leave_late(engine: Engine, waiter: Waiter) -> None:
     engine.monitor.run(end, engine, waiter)
 
 

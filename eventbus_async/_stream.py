@@ -117,6 +117,7 @@ class Stream(Block):
         subscription: Any = getattr(self, "_subscription", None)
         if subscription is not None:
             subscription.cancel()
+            self._box.abandon()
 
     def __repr__(self) -> str:
         box = self._box

@@ -108,6 +108,10 @@ class StreamMailbox(Mailbox):
         """In a step: the subscription has ended."""
         notify(self.engine, self.readers)
 
+    def abandon(self) -> None:
+        """Outside of steps, or in one that a finalizer interrupted: nobody can read any more, so keep nothing (G18)."""
+        self.events = deque(maxlen=0)
+
     def renew(self) -> None:
         super().renew()
         self.events.clear()

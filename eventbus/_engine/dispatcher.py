@@ -321,7 +321,7 @@ class Dispatcher(Executor):
             if not self.engine.monitor.run(self._enrol, worker):
                 return
             worker.thread = primitives.start_thread(worker.run, f"{self.name}-{self.numbers}")
-        except RuntimeError:  # no more threads, or none any more at exit
+        except (RuntimeError, MemoryError):  # no more threads, or none any more at exit
             self.engine.monitor.run(self._not_started, worker)
         except BaseException:  # a signal handler's: the thread may run or not
             self.engine.monitor.run(self._disown, worker)
@@ -331,8 +331,8 @@ class Dispatcher(Executor):
         if self.starting == 0:
             return False
         self.numbers += 1
-        self.alive.add(worker)
         self.starting -= 1
+        self.alive.add(worker)  # the one call comes last: whoever is in is not among those that are to be started
         return True
 
     def _disown(self, worker: Worker) -> None:
@@ -357,10 +357,19 @@ class Dispatcher(Executor):
         self.retry()
 
     def _not_started(self, worker: Worker) -> None:
+        if worker.begun:
+            return  # a signal handler raised in the midst of Thread.start(), and made RuntimeError of it
         self.alive.discard(worker)
         self.threads -= 1
         self.computing -= 1
         self.engine.timer.at(RETRY_SECONDS, self.retry)
+        if self.computing == 0:
+            # The timer may find no thread either: so that the next emit to one of them tries again.
+            boxes = dict.fromkeys(self.ready)
+            self.ready.clear()
+            self.ready.extend(boxes)
+            for box in boxes:
+                box.queued = False
 
     def retry(self) -> None:
         if self.ready and self.computing < self.limit:
@@ -462,8 +471,8 @@ class Dispatcher(Executor):
 
     def watch(self) -> None:
         if not self.watching:
-            self.watching = True
             self.engine.timer.at(WATCH_SECONDS, self._look)
+            self.watching = True
 
     def _look(self) -> None:
         """Mark workers that are still in the handler in which the last look found them."""

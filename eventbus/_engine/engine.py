@@ -212,8 +212,8 @@ class Engine:
                 else:
                     monitor.run(self._admit_rest, deliveries, done)
                     break
-                if not box.queued and not (box.flows and box.running):
-                    idle = True
+                # No "if" at the end: the jump back would stand outside of the try, see tests/house/test_jumps.py.
+                idle = idle or not (box.queued or (box.flows and box.running))
             if idle:
                 monitor.run(self._schedule, boxes)
             if receipt._accepting and not own:
@@ -280,7 +280,10 @@ class Engine:
                     monitor.busy = True
                     try:
                         steps[ident] = monitor
-                        inline = self._admit(receipt, cause, require, own, keys)
+                        # A late one is tried again if a signal handler raised, though it may have taken effect.
+                        inline = None
+                        if not late or receipt._left is None:
+                            inline = self._admit(receipt, cause, require, own, keys)
                         if late:
                             monitor.leave_line()
                     finally:
@@ -392,29 +395,29 @@ class Engine:
         above = None if cause is None else cause.receipt._follows
         if above is not None:
             receipt._follows = above if receipt._follows is None else (receipt, *above)
-        route.tally.emits += 1
-        self.events += 1
         counted = route.counted
-        deliveries: list[Delivery] = []
-        receipt._deliveries = deliveries
-        receipt._left = counted
-        if not boxes:
-            self._complete(receipt)
-            return None
+        size = route.size
         follows = receipt._follows
-        if not boxes[0].deliveries and not receipt._mark:
+        if boxes and not boxes[0].deliveries and not receipt._mark:
             receipt._mark = primitives.monotonic()
         inline: list[Delivery] | None = None
         delivery: Delivery | None = None
         done = 0
-        size = len(boxes)
+        deliveries: list[Delivery] = []
+        # It takes effect: no call from here to the try, so that no signal handler can raise between.
+        route.tally.emits += 1
+        self.events += 1
+        receipt._deliveries = deliveries
+        receipt._left = counted
         receipt._observers = size - counted
         epoch.open += size
         try:
+            if not boxes:
+                self._complete(receipt)
+                return None
             if follows is not None:
                 for each in follows:
-                    if each is not receipt:
-                        each._left += counted
+                    each._left += 0 if each is receipt else counted
             for box in boxes:
                 delivery = Delivery(receipt, box, epoch)
                 box.deliveries += 1
@@ -662,16 +665,7 @@ class Engine:
             if not box.observer:
                 follows = receipt._follows
                 if follows is not None:
-                    for each in follows:
-                        if delivery in each._family:
-                            if each is not receipt:
-                                each._left -= 1
-                            each._family.discard(delivery)
-                        if each is not receipt and not each._left:
-                            if each._observers:
-                                notify(self, each._waiters or ())  # its payload is still wanted
-                            else:
-                                self._complete(each)
+                    self._settle_followed(follows, delivery)
             if not receipt._left and not receipt._observers:
                 self._complete(receipt)
             if self.drains:
@@ -685,6 +679,20 @@ class Engine:
             if again is None:
                 self.settle(delivery, status, again=(receipt, box, state))
             raise
+
+    def _settle_followed(self, follows: tuple[Receipt, ...], delivery: Delivery) -> None:
+        """In a step: a delivery is settled that stands on other receipts, too."""
+        own = delivery.receipt
+        for each in follows:
+            if delivery in each._family:
+                if each is not own:
+                    each._left -= 1
+                each._family.discard(delivery)
+            if each is not own and not each._left:
+                if each._observers:
+                    notify(self, each._waiters or ())  # its payload is still wanted
+                else:
+                    self._complete(each)
 
     def complete(
         self, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
@@ -780,12 +788,13 @@ class Engine:
     def _register(self, box: Mailbox, executor: Executor | None) -> None:
         if self.state != OPEN:
             raise BusClosedError(f"the bus {self.name!r} is closed: {box.name} was not registered{_REMEDY}")
-        if box.state != NEW:
+        if box.state not in (NEW, ACTIVE):
             return  # cancelled before it took effect
-        if box.options.unique:
+        # Active: a signal handler broke this off by raising, and it is tried again.
+        if box.options.unique and box.state == NEW:
             self._refuse_second(box)
         lane = box.options.lane
-        if lane is not None:
+        if lane is not None and box.lane is None:
             box.lane = self.lanes.setdefault(lane, Lane(lane))
             box.lane.members += 1
         box.state = ACTIVE
@@ -823,7 +832,11 @@ class Engine:
             raise
 
     def _cancel_deferred(self, box: Mailbox, drain: bool) -> None:
-        self.monitor.run_late(self._cancel, box, drain)
+        try:
+            self.monitor.run_late(self._cancel, box, drain)
+        except BaseException:
+            self.monitor.run(self._mend_cancel, box)
+            raise
 
     def _cancel(self, box: Mailbox, drain: bool) -> bool:
         state = box.state
@@ -871,6 +884,8 @@ class Engine:
             box.state = ENDED
         if box.state != ENDED or box.running or box.id not in self.leftovers:
             return
+        if box.id in self.registry.boxes:
+            return  # a signal handler broke the cancel, which is about to go on
         totals = self.ended_totals
         if box.deliveries:
             totals = [total + count for total, count in zip(totals, (box.deliveries, *box.counts), strict=True)]
@@ -907,8 +922,8 @@ class Engine:
     def watch_loops(self) -> None:
         """In a step: somebody waits; see to it that a loop that was closed meanwhile is noticed."""
         if not self.watching_loops and self.executors:
-            self.watching_loops = True
             self.timer.at(LOOP_SECONDS, self._look_at_loops)
+            self.watching_loops = True
 
     def _look_at_loops(self) -> None:
         self.watching_loops = False

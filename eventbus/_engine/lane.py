@@ -52,7 +52,7 @@ class Lane:
         """Its handler has ended; whoever is next becomes ready."""
         if self.holder is delivery:
             self.holder = None
-            self.offer()
+        self.offer()  # also where a signal handler broke this off by raising
 
     def offer(self) -> None:
         """Make the box of the next delivery ready."""

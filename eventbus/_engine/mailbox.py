@@ -335,10 +335,19 @@ class Mailbox:
         if delivery not in self.running:
             return  # a fork has cut this call off
         self.running = tuple(each for each in self.running if each is not delivery)
+        try:
+            self._finished(delivery)
+        except BaseException:
+            self._finished(delivery)  # a signal handler raised: whoever waits for this must hear of it
+            raise
+
+    def _finished(self, delivery: Delivery) -> None:
+        """A call has ended. May be done again."""
         if self.inline:
             self.review()
-        self.free(delivery)
-        delivery.release()
+        if delivery.receipt is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.free(delivery)
+            delivery.release()
         if self.waiters:
             notify(self.engine, self.waiters)
         if self.lane is not None:
@@ -556,6 +565,8 @@ class KeyedMailbox(Mailbox):
         if len(waiting) == 1:
             del self.by_key[key]
             self.ready.pop(key, None)
+            if delivery.state is SETTLED:  # one that is about to begin may have to be put back
+                self._sweep()
         else:
             waiting.remove(delivery)
 
@@ -574,6 +585,12 @@ class KeyedMailbox(Mailbox):
             del self.busy[key]
             if key in self.by_key:
                 self.ready[key] = None
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Where nothing is pending, let go of what was passed over: its values and errors are nobody's here (G18)."""
+        if not self.held:
+            self.order.clear()
 
     def purge(self) -> None:
         super().purge()

@@ -156,10 +156,12 @@ class Monitor:
         """Do what steps have left to do outside of the lock. Never called within a step."""
         if self.deferred:
             self._catch_up()
-        after = self.after
         taken: list[Callable[[], None]] = []
         try:
-            while after:
+            after = self.after
+            while True:  # thus, or the jump back would stand outside of the try: tests/house/test_jumps.py
+                if not after:
+                    return
                 # One call into C, so that no signal handler can raise between taking an action and having it.
                 taken.extend(map(_popleft, (after,)))
                 taken[0]()
@@ -168,7 +170,7 @@ class Monitor:
             if isinstance(error, IndexError) and not taken:
                 return  # another thread took the last one
             # A signal handler raised in the midst of it: a wake-up must not be lost, and may come twice.
-            after.extend(taken)
+            self.after.extend(taken)
             _quietly(self.flush)
             raise
 
@@ -181,12 +183,13 @@ class Monitor:
                 continue
             if late.begun:
                 return  # it is further up on this stack, and the rest follows from there
-            late.begun = True
-            if _first(line) is not late:
-                continue  # an interruption between these lines has done it
-            late.attempts += 1
             try:
-                late.call()
+                late.begun = True
+                if _first(line) is late:  # or an interruption between these lines has done it
+                    late.attempts += 1
+                    late.call()
+                    if _first(line) is late:
+                        line.popleft()  # it was refused
             except BaseException:
                 # A signal handler raised in the midst of it: what has not taken effect yet is tried again.
                 late.begun = False
@@ -195,8 +198,6 @@ class Monitor:
                 elif _first(line) is late:
                     line.popleft()
                 raise
-            if _first(line) is late:
-                line.popleft()  # it was refused
 
     def _forget_line(self, ident: int) -> None:
         # In a step every interruption lines up, so none takes effect between these two lines, and none is lost.

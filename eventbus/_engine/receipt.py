@@ -173,10 +173,15 @@ class Receipt:
         engine = self._engine
         if engine is None:
             return self._make_event()
-        with engine.monitor.lock:  # two threads may want it at once; re-entrant, so also within a step
+        made = self._event
+        if made is None:
+            made = self._make_event()
+        # Two threads may want it at once; re-entrant, so also within a step. No call here, so that no signal handler
+        # comes while the lock is held out of step: it might wait for something.
+        with engine.monitor.lock:
             event = self._event
             if event is None:
-                event = self._make_event()
+                event = made
                 if self._engine is not None:
                     self._event = event
         return event

@@ -47,13 +47,14 @@ class Timer:
         """In a step: call back in ``delay`` seconds."""
         self._number += 1
         entry: Entry = [primitives.monotonic() + delay, self._number, callback]
-        heapq.heappush(self._heap, entry)
+        # The entry comes last: a signal handler that raises here must not leave one that nobody looks at.
         if self.ident == 0:
             self.ident = -1
             self._monitor.after.append(self._start)
         elif entry[0] < self._until:
             self._until = 0.0
             self._monitor.after.append(self._sleeper.wake)
+        heapq.heappush(self._heap, entry)
         return entry
 
     def forget(self, entry: Entry | None) -> None:
@@ -75,28 +76,35 @@ class Timer:
             self._monitor.after.append(self._sleeper.wake)
 
     def _start(self) -> None:
+        """May be called too often; a signal handler that raises in it leaves it open whether a thread has begun."""
         if self.ident != -1:
             return
         try:
             thread = primitives.start_thread(self._run, f"{self._name}-timer")
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self._monitor.run(self._failed)
         else:
             self.thread = thread
 
     def _failed(self) -> None:
-        self.ident = 0  # the next entry tries again
+        if self.ident == -1:
+            self.ident = 0  # the next entry tries again
 
     def _run(self) -> None:
-        self._monitor.run(self._begin)
+        if not self._monitor.run(self._begin):
+            return
         while True:
             delay = self._monitor.run(self._tick)
             if delay is None:
                 return
             self._sleeper.sleep(delay)
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        """In a step: whether it is this thread that is wanted, and no other that was started for the same purpose."""
+        if self.ident != -1:
+            return False
         self.ident = primitives.get_ident()
+        return True
 
     def _tick(self) -> float | None:
         """Run what is due; the seconds until the next look, or None to end the thread."""

@@ -51,7 +51,7 @@ ALL, ANY, LENIENT, SPACE = range(4)
 class Waiter:
     """One wait of one thread or task."""
 
-    __slots__ = ("done", "enlist", "error", "keen", "mode", "owner", "ready", "targets", "text", "wake")
+    __slots__ = ("counted", "done", "enlist", "error", "keen", "mode", "owner", "ready", "targets", "text", "wake")
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Waiter:
         self.enlist = enlist
         self.mode = mode
         self.targets = targets
+        self.counted = False
         self.done = False
         self.keen = False
         self.error: DeadlockError | None = None
@@ -89,7 +90,10 @@ def notify(engine: Engine, waiters: Iterable[Waiter]) -> None:
 
 
 def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) -> bool:
-    """In a step: enter a wait. Tells whether it has ended already. Raises DeadlockError if it never could."""
+    """In a step: enter a wait. Tells whether it has ended already. Raises DeadlockError if it never could.
+
+    Whatever it raises, a signal handler's exception included: :func:`end` undoes what it has done.
+    """
     if waiter.ready():
         waiter.done = True
         return True
@@ -100,11 +104,12 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
             cycle = stuck_on(owner, waiter)
             if cycle:
                 raise deadlock(waiter, cycle)
-        _mark(owner, waiter)
         engine.waiting[waiter] = None
+        _mark(owner, waiter)
         if owner.worker is not None:
             owner.worker.enter_wait()
     waiter.enlist(waiter, True)
+    waiter.counted = True
     engine.sleepers += 1
     engine.watch_loops()
     engine.recheck()
@@ -112,13 +117,19 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
 
 
 def end(engine: Engine, waiter: Waiter) -> bool:
-    """In a step: leave a wait, however it ended. Tells whether what was waited for has happened."""
+    """In a step: leave a wait, however it ended. Tells whether what was waited for has happened.
+
+    May be done again, and where a signal handler has broken :func:`begin`, or this, by raising.
+    """
     waiter.enlist(waiter, False)
-    engine.sleepers -= 1
+    if waiter.counted:
+        waiter.counted = False
+        engine.sleepers -= 1
     owner = waiter.owner
     if owner is not None:
-        if engine.waiting.pop(waiter, 0) is None:
+        if waiter in engine.waiting:
             _mark(owner, None)
+            del engine.waiting[waiter]
             if owner.worker is not None:
                 owner.worker.exit_wait()
         waiter.owner = None
@@ -136,26 +147,26 @@ def sleep(engine: Engine, waiter: Waiter, timeout: float | None, insist: bool = 
     try:
         if monitor.run(begin, engine, waiter, primitives.get_ident(), sleeper.wake):
             return True
+        if timeout != 0:
+            if insist:
+                engine.dispatcher.assure()
+            # The handler may be another bus's: its worker is not this monitor's to touch.
+            owner = waiter.owner
+            if owner is None or owner.box.engine is engine or owner.worker is None:
+                sleeper.sleep(timeout)
+            else:
+                owner.worker.sleep_elsewhere(sleeper, timeout)
+        monitor.run(end, engine, waiter)
     except Interrupted:
         raise DeadlockError(
             f"cannot wait for {waiter.text} here: the waiting code interrupted the bus in this very thread"
         ) from None
-    # The handler may be another bus's: its worker is not this monitor's to touch.
-    owner = waiter.owner
-    away = owner.worker if owner is not None and owner.box.engine is not engine else None
-    try:
-        if timeout != 0:
-            if insist:
-                engine.dispatcher.assure()
-            if away is None:
-                sleeper.sleep(timeout)
-            else:
-                away.sleep_elsewhere(sleeper, timeout)
-    finally:
-        done = monitor.run(end, engine, waiter)
+    except BaseException:
+        monitor.run(end, engine, waiter)  # however far it had come
+        raise
     if waiter.error is not None:
         raise waiter.error
-    return done
+    return waiter.done
 
 
 def refuse_on_loop(engine: Engine, waiter: Waiter, call: str, remedy: str = "") -> None:

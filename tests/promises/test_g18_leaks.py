@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from kit import BOUND, dies
+from kit import BOUND, Gate, dies
 
 from eventbus import Event, EventBus, Receipt, Topic
 
@@ -330,3 +330,35 @@ def test_typed_topics_and_bound_methods_hold_nothing_either() -> None:
         subscription.cancel(wait=True, timeout=BOUND)
         del owner
         assert dies(reference)
+
+
+@pytest.mark.parametrize("face", ["threads", "asyncio"])
+def test_a_forgotten_stream_holds_no_event_that_nobody_can_read_any_more(face: str) -> None:
+    """The bus may keep what is left of the subscription until the topic is emitted again; not the payloads."""
+    from eventbus_async import AsyncEventBus
+
+    with EventBus() as bus:
+        stream: Any = (bus if face == "threads" else AsyncEventBus(bus)).stream("s")
+        payload = Thing()
+        bus.emit("s", payload)
+        reference = weakref.ref(payload)
+        del payload
+        stream.cancel()
+        assert reference() is not None  # what the buffer holds can still be read
+        del stream
+        assert dies(reference)
+
+
+@pytest.mark.parametrize("last", ["runs", "is cancelled"])
+def test_a_keyed_mailbox_forgets_what_has_run(last: str) -> None:
+    """It passes over in its line what is pending no more; when nothing is pending, nothing may be left there."""
+    with EventBus() as bus, Gate() as gate:
+        subscription = bus.on("t", lambda n: Thing() if n else gate(n), key=lambda event: event.payload, concurrency=2)
+        receipts = [bus.emit("t", n) for n in (0, 1, 0)]
+        value = weakref.ref(receipts[1].wait(BOUND).results()[0])
+        del receipts[1]
+        if last == "is cancelled":
+            subscription.cancel()
+        gate.open()
+        receipts[1].wait(BOUND)
+        assert dies(value)
