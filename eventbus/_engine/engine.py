@@ -884,8 +884,8 @@ class Engine:
             box.state = ENDED
         if box.state != ENDED or box.running or box.id not in self.leftovers:
             return
-        if box.id in self.registry.boxes:
-            return  # a signal handler broke the cancel, which is about to go on
+        if box.id in self.registry.boxes or not box.idle():
+            return  # a signal handler broke the cancel by raising, and it is about to be mended
         totals = self.ended_totals
         if box.deliveries:
             totals = [total + count for total, count in zip(totals, (box.deliveries, *box.counts), strict=True)]

@@ -697,8 +697,9 @@ def test_a_signal_handler_that_raises_while_a_call_that_was_put_off_is_caught_up
         scene(point)
 
 
-def test_a_cancel_that_is_broken_while_the_last_call_ends_is_whole() -> None:
-    """Between the broken step and the one that mends it a worker finds the subscription ended and idle."""
+@pytest.mark.parametrize("function", ["remove", "cancel_pending"])
+def test_a_cancel_that_is_broken_while_the_last_call_ends_is_whole(function: str) -> None:
+    """Between the broken step and the one that mends it a worker finds the subscription ended, and nothing running."""
     begun, gate, ended = threading.Event(), threading.Event(), threading.Event()
     main = threading.get_ident()
     interrupter = Interrupter(lambda ident: ident == main)
@@ -709,7 +710,7 @@ def test_a_cancel_that_is_broken_while_the_last_call_ends_is_whole() -> None:
 
     with EventBus(workers=1) as bus:
         subscription = bus.on("t", handler)
-        receipt = bus.emit("t")
+        receipts = [bus.emit("t") for _ in range(1 if function == "remove" else 3)]
         bus.on("next", lambda payload: ended.set())
         bus.emit("next")
         assert begun.wait(BOUND)
@@ -723,13 +724,13 @@ def test_a_cancel_that_is_broken_while_the_last_call_ends_is_whole() -> None:
             gate.set()
             assert ended.wait(BOUND)
 
-        interrupter.suits = lambda place: place[0].co_name == "remove"
+        interrupter.suits = lambda place: place[0].co_name == function
         with interrupting(interrupter):
             interrupter.arm(1, break_off)
             with pytest.raises(Alarm):
                 subscription.cancel()
             interrupter.disarm()
-        assert receipt.wait(BOUND).done
+        assert all(each.wait(BOUND).done for each in receipts)
         assert bus.emit("t").deliveries == 0
         assert bus.handlers("t") == ()
         assert subscription.handler is None
