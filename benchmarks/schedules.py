@@ -31,10 +31,10 @@ def main(given: argparse.Namespace) -> int:
     from kit_schedule.hunt import needed
 
     processes = given.processes or os.cpu_count() or 1
-    totals = campaign(given.minutes, lambda line: print(line, flush=True), processes)
     planted = needed()
     missed = [name for name, count in planted.items() if count is None]
     print(f"{len(planted) - len(missed)} of {len(planted)} planted bugs found; missed: {', '.join(missed) or 'none'}")
+    totals = campaign(given.minutes, lambda line: print(line, flush=True), processes)
     if not given.no_files:
         kept = {
             "minutes": given.minutes,

@@ -42,6 +42,7 @@ from eventbus.lowlevel import (
     argument,
     context_of,
     current,
+    end,
     primitives,
     report,
     turn,
@@ -376,6 +377,8 @@ class LoopExecutor(Executor):
             engine.executors.remove(self)
         for slot in tuple(self.slots):
             slot.task._log_destroy_pending = False  # what it was at is settled here
+        engine.monitor.trash.append((self.slots, self.parked))  # none goes on; a facade may hold this executor (G18)
+        self.slots, self.parked = {}, None
         for box in engine.all_boxes():
             if box.executor is self:
                 running = list(box.running)
@@ -385,7 +388,14 @@ class LoopExecutor(Executor):
                 else:
                     self.release(box)
                 for delivery in running:
+                    self._leave_waits(delivery)
                     engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
+
+    def _leave_waits(self, delivery: Delivery) -> None:
+        # Its task never goes on, so it does not do this itself; and whatever wakes it would keep it (G18).
+        for waiter in tuple(self.engine.waiting):
+            if waiter.owner is delivery:
+                end(self.engine, waiter)
 
     def _unqueue(self, box: Mailbox) -> None:
         if box.queued:

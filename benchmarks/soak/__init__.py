@@ -76,13 +76,13 @@ def soak(seconds: float, seed: int, tell: Callable[[str], None] = lambda _: None
             time.sleep(min(interval, max(0.0, began + seconds - now)))
         took = time.monotonic() - began
         world.end()
+        judge_leftovers(world, threads, handles)
     finally:
         restore()
         loud.removeHandler(complaints)
         quiet.removeHandler(silent)
         quiet.propagate, loud.propagate = before
     totals = world.bus.stats().totals
-    judge_leftovers(world, threads, handles)
     return document(world, samples, took, totals)
 
 

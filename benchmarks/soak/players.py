@@ -304,7 +304,8 @@ class World:
                         break
             finally:
                 for sub in subs:
-                    history.leave(sub)  # its handlers end with it
+                    history.leave(sub)  # its handlers end with it; what has suspended may never go on
+                    sub.gone = True
                 self.loops.discard(loop)
         end = time.monotonic() + 10.0
         while any(sub.handle.active for sub in subs) and time.monotonic() < end:

@@ -87,6 +87,8 @@ def notify(engine: Engine, waiters: Iterable[Waiter]) -> None:
         if not waiter.done and waiter.ready():
             waiter.done = True
             engine.monitor.after.append(waiter.wake)
+            # It leads to whoever waits, who may never leave: a task of a loop that is closed is collected then (G18).
+            waiter.wake = _nobody
 
 
 def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) -> bool:

@@ -362,3 +362,41 @@ def test_a_keyed_mailbox_forgets_what_has_run(last: str) -> None:
         gate.open()
         receipts[1].wait(BOUND)
         assert dies(value)
+
+
+def test_a_handler_whose_loop_was_closed_while_it_waited_is_collected() -> None:
+    """The bus's list of waits held its task, and that its payload; and leaving it later raised in a finalizer."""
+    import asyncio
+
+    from eventbus_async import AsyncEventBus
+
+    with EventBus() as bus, Gate() as gate:
+        facade = AsyncEventBus(bus)
+        waits = threading.Event()
+
+        async def handler(payload: Any) -> None:
+            inner = facade.emit("inner")
+            waits.set()
+            await inner
+
+        async def main() -> weakref.ref[Any]:
+            facade.on("outer", handler)
+            payload = Thing()
+            bus.emit("outer", payload)
+            while not waits.is_set():
+                await asyncio.sleep(0)
+            return weakref.ref(payload)
+
+        inner = bus.on("inner", gate)
+        loop = asyncio.new_event_loop()
+        payload = loop.run_until_complete(main())
+        loop.close()
+        del loop
+        assert facade.topics() == ("inner",)  # that the loop is closed is noticed here
+        assert not bus._engine.waiting
+        gate.open()
+        inner.cancel(wait=True)
+        bus.drain(BOUND)
+        for _ in range(3):  # what finalizers belong to lives for a round more
+            gc.collect()
+        assert payload() is None
