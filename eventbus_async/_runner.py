@@ -256,6 +256,17 @@ class LoopExecutor(Executor):
         self, slot: Slot, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
     ) -> Delivery | None:
         """In a step: a slot's call has ended; its next delivery, or None, and then it yields or ends."""
+        try:
+            return self._advance(slot, delivery, status, value, error, took)
+        except BaseException:
+            # A signal handler's: what is not complete is for recover() to see to.
+            if slot.delivery is None and delivery.box is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                slot.delivery = delivery
+            raise
+
+    def _advance(
+        self, slot: Slot, delivery: Delivery, status: Status, value: Any, error: BaseException | None, took: float
+    ) -> Delivery | None:
         slot.delivery = None
         box = delivery.box
         if not (slot.suspended or slot.cancelled or self.ready) and box is not None and box.executor is self:  # pyright: ignore[reportUnnecessaryComparison]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "main", "soak"]
 
 KEPT_SAMPLES = 600
+FEWEST = 12  # samples, for a slope, also on a machine that is busy elsewhere
 REST = 10.0  # seconds within which threads that have nothing to do end
 
 
@@ -68,12 +69,12 @@ def soak(seconds: float, seed: int, tell: Callable[[str], None] = lambda _: None
         world.begin()
         interval = min(1.0, seconds / 20)
         told = began
-        while (now := time.monotonic()) - began < seconds:
+        while (now := time.monotonic()) - began < seconds or len(samples) < FEWEST:
             samples.append(watch.look(now - began, world.tasks(), world.history.events))
             if now - told >= 15:
                 told = now
                 tell(line(samples[-1], world))
-            time.sleep(min(interval, max(0.0, began + seconds - now)))
+            time.sleep(interval)
         took = time.monotonic() - began
         world.end()
         judge_leftovers(world, threads, handles)

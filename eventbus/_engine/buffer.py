@@ -56,7 +56,8 @@ class StreamMailbox(Mailbox):
     def room(self, delivery: Delivery) -> bool:
         if self.options.overflow == "latest":
             return not self.events
-        return self.limit is None or len(self.events) < self.limit
+        # A claim admits from the waiting line before the event that it claims is in the buffer.
+        return self.limit is None or len(self.events) + self.held + len(self.running) < self.limit
 
     def oldest(self) -> Delivery | None:
         # What is to be dropped was settled when it came in; make room in the buffer instead.

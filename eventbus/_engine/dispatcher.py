@@ -379,9 +379,14 @@ class Dispatcher(Executor):
     def assure(self) -> None:
         """Before a wait: see that ready mailboxes have a worker. Raises DispatcherError if none can be started."""
         monitor = self.engine.monitor
-        if not self.ready or self.computing:
+        if not self.ready:
             return
-        monitor.run(self.retry)
+        if self.computing:
+            # They may be stuck, and only the timer's thread would find that out.
+            if self.engine.timer.ident or not monitor.run(self.engine.timer.lacks_thread):
+                return
+        else:
+            monitor.run(self.retry)
         if monitor.run(self._hopeless):
             raise DispatcherError(
                 "no thread can be started for the deliveries that this wait depends on; free some threads of the"
@@ -389,7 +394,11 @@ class Dispatcher(Executor):
             )
 
     def _hopeless(self) -> bool:
-        return bool(self.ready) and self.computing == 0 and self.threads < self.max_workers
+        if not self.ready:
+            return False
+        if self.computing:
+            return self.watching and self.engine.timer.ident == 0
+        return self.threads < self.max_workers
 
     def leave(self, worker: Worker) -> None:
         """In a step: an idle worker ends."""

@@ -82,7 +82,7 @@ class Engine:
         self.name = name
         self.options = options
         self.defaults = defaults
-        self.monitor = Monitor()
+        self.monitor = Monitor(self._repair)
         self.registry = Registry()
         self.timer = Timer(self.monitor, name)
         cores = (os.cpu_count() or 1) if primitives.FREE_THREADED else 1
@@ -220,10 +220,13 @@ class Engine:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            if epoch is not None and route.inline:
-                monitor.run(mend_inline, self, deliveries, epoch)
-            elif epoch is not None:
-                monitor.run(self._mend_swift, boxes, deliveries, done, epoch)
+            if epoch is not None:
+                # It is noted first: where the stack is exhausted, whoever flushes next has more of it.
+                if route.inline:
+                    monitor.after.append(partial(monitor.run, mend_inline, self, deliveries, epoch))
+                else:
+                    monitor.after.append(partial(monitor.run, self._mend_swift, boxes, deliveries, done, epoch))
+                monitor.flush()
             raise
         finally:
             # The traceback of an inline handler's error holds this frame (G18).
@@ -244,7 +247,8 @@ class Engine:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            self._abandon_inline(receipt)
+            self.monitor.after.append(partial(self._abandon_inline, receipt))  # as above
+            self.monitor.flush()
             raise
         finally:
             del receipt  # as above
@@ -302,7 +306,8 @@ class Engine:
                 continue
             except Interrupted:
                 raise
-            except BaseException:
+            except BaseException as error:
+                monitor.mend(error)
                 monitor.flush()
                 raise
             return inline
@@ -480,6 +485,15 @@ class Engine:
             self.ended_totals[0] += 1
             self.ended_totals[1 + COUNTER[Status.CANCELLED]] += 1
         self.settle(delivery, Status.CANCELLED)
+
+    def _repair(self) -> None:
+        """In a step, after a signal handler has broken another by raising: what is ready has somebody to run it.
+
+        By a lane, or by space, any mailbox may become ready in any step.
+        """
+        boxes = self.all_boxes()
+        for executor in (self.dispatcher, *self.executors):
+            executor.mend(boxes)
 
     def _schedule(self, boxes: Iterable[Mailbox]) -> None:
         for box in boxes:

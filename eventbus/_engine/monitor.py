@@ -23,6 +23,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .._errors import EventBusError
 from . import primitives
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ class Late:
 class Monitor:
     """The lock of a bus with its re-entrancy guard."""
 
-    __slots__ = ("after", "busy", "deferred", "lock", "trash")
+    __slots__ = ("after", "busy", "deferred", "lock", "repair", "trash")
 
-    def __init__(self) -> None:
+    def __init__(self, repair: Callable[[], None] | None = None) -> None:
+        self.repair = repair  # a step: make good what a broken one may have left half-done
         self.renew()
 
     def renew(self) -> None:
@@ -100,10 +102,20 @@ class Monitor:
                 self.flush()
         except Interrupted:
             raise  # the interrupted step will flush
-        except BaseException:
+        except BaseException as error:
+            self.mend(error)
             self.flush()
             raise
         return result
+
+    def mend(self, error: BaseException) -> None:
+        """After a step that raised; if that was a signal handler's doing, it may have broken off anywhere."""
+        if self.repair is not None and not isinstance(error, EventBusError):
+            _quietly(self._repair)
+
+    def _repair(self) -> None:
+        assert self.repair is not None
+        self.run(self.repair)
 
     def run_in_turn(self, step: Callable[..., T], *args: Any) -> T:
         """As :meth:`run`, for calls that keep their order: also Interrupted while others of this thread are put off."""

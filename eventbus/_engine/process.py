@@ -1,8 +1,8 @@
 """What happens to living buses when the process forks (G11) or exits (G10).
 
-Owner: ``_living`` is touched by constructors (``add`` is one step on every build for what nobody else holds yet) and
-read as a snapshot by the two hooks, which run with one thread (fork) or at exit. In a forked child no other thread is
-left, so an engine's state is nobody else's there.
+Owner: nobody of ``_living``: constructors add, finalizers discard and the two hooks copy it, each in one call into C.
+(A WeakSet is iterated in Python, and raises if another thread makes a bus meanwhile.) In a forked child no other thread
+is left, so an engine's state is nobody else's there.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ from .monitor import steps
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["enrol"]
+__all__ = ["enrol", "living"]
 
 log = logging.getLogger("eventbus")
-_living: weakref.WeakSet[Engine] = weakref.WeakSet()
-_lock = primitives.make_lock()
+_living: set[weakref.ref[Engine]] = set()
 
 
 def enrol(engine: Engine) -> None:
     """See to an engine at fork and exit, for as long as it lives."""
-    with _lock:
-        _living.add(engine)
+    _living.add(weakref.ref(engine, _living.discard))
+
+
+def living() -> list[Engine]:
+    """All that live now, whatever other threads make and drop meanwhile."""
+    return [engine for each in _living.copy() if (engine := each()) is not None]
 
 
 # Fork
 
 
 def _after_fork() -> None:
-    global _lock
-    _lock = primitives.make_lock()
     mine = primitives.get_ident()
     for ident in list(steps):
         if ident != mine:  # of threads that are not in the child
             del steps[ident]
-    for engine in list(_living):
+    for engine in living():
         try:
             _renew(engine)
         except BaseException:
@@ -89,7 +90,7 @@ def _renew(engine: Engine) -> None:
 
 
 def _at_exit() -> None:
-    for engine in list(_living):
+    for engine in living():
         try:
             _finish(engine)
         except BaseException:

@@ -86,6 +86,14 @@ class Timer:
         else:
             self.thread = thread
 
+    def lacks_thread(self) -> bool:
+        """In a step: whether there are entries and, since none could be started, no thread; another one is tried."""
+        if not self._heap or self.ident != 0:
+            return False
+        self.ident = -1
+        self._monitor.after.append(self._start)
+        return True
+
     def _failed(self) -> None:
         if self.ident == -1:
             self.ident = 0  # the next entry tries again

@@ -205,7 +205,7 @@ def swapped(sections: bool = True) -> Iterator[None]:
     missing = set(_fakes) - set(_real)
     assert not missing, f"the seam has no {missing} any more"
     before = {name: getattr(primitives, name) for name in (*_fakes, "SECTIONS")}
-    living = set(process._living)
+    living = set(process.living())
     for name, fake in _fakes.items():
         setattr(primitives, name, fake)
     primitives.SECTIONS = sections and before["SECTIONS"]
@@ -215,7 +215,8 @@ def swapped(sections: bool = True) -> Iterator[None]:
     finally:
         del Worker.__hash__
         # A schedule that failed leaves a bus behind, with threads that are none: not to be closed at exit.
-        for engine in set(process._living) - living:
-            process._living.discard(engine)
+        for each in process._living.copy():
+            if each() not in living:
+                process._living.discard(each)
         for name, real in before.items():
             setattr(primitives, name, real)

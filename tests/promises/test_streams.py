@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from kit import BOUND, soon
+from kit import BOUND, Team, soon
 from pydantic import BaseModel
 
 from eventbus import Event, EventBus, EventTimeoutError, MailboxFullError, Status
@@ -223,3 +223,20 @@ def test_a_reprs_help(bus: EventBus) -> None:
     assert "t/**" in repr(stream)
     assert "1 to read" in repr(stream)
     assert "active" in repr(stream)
+
+
+def test_g9_a_read_admits_one_of_those_that_wait_for_space() -> None:
+    """Found by the model: one read let the whole waiting line in, past ``max_pending``."""
+    with EventBus("narrow") as bus, bus.stream("t", max_pending=1) as stream:
+        stats = stream.subscription.stats
+        with Team() as team:
+            for number in range(4):
+                team.add(bus.emit, "t", number)
+            team.go()
+            soon(lambda: (stats().delivered, stats().pending) == (1, 3), "three emits waiting for space")
+            got = []
+            for left in (2, 1, 0):
+                got.append(stream.get(BOUND).payload)
+                assert (stats().delivered, stats().pending) == (4 - left, left)
+            got.append(stream.get(BOUND).payload)
+        assert sorted(got) == [0, 1, 2, 3]
