@@ -31,6 +31,7 @@ from eventbus import Topic as Topic
 from eventbus import TopicError as TopicError
 from eventbus import TopicTypeError as TopicTypeError
 from eventbus import UnexpectedEventError as UnexpectedEventError
+from eventbus import __version__ as __version__
 from eventbus import handles as handles
 from eventbus.lowlevel import later as _later
 
@@ -63,5 +64,4 @@ else:  # or type checkers would take any name for one of ours
             "ServiceStatusPayload": "eventbus",
         },
     )
-
-__version__ = "0.1.0"
+    __all__ = [each for each in __dir__() if each[0] != "_"]

@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 _REMEDY = "; use it before it is closed, or make another bus"
 LOOP_SECONDS = 0.5  # between looks at the loops, for one that was closed, while somebody waits
-SAMPLE = 127  # one emit in 128 has its latencies measured, and the first of each subscription
+SAMPLE_SECONDS = 0.001  # at most one emit in so long has its latencies measured, and the first of each subscription
 
 
 class Engine:
@@ -93,6 +93,7 @@ class Engine:
         # Told of errors besides on_error: services watch their own subscriptions this way.
         self.error_watchers: dict[int, Callable[[HandlerError], None]] = {}
         self.emitter = Emitter(self.dispatcher)
+        self.sampled = 0.0  # when latencies were measured last, by the wall clock; written by any thread
         self.max_depth = options.max_depth
         self.renew()
         enrol(self)
@@ -134,7 +135,11 @@ class Engine:
         own: bool = False,
     ) -> R:
         """Accept an event and make its deliveries; waits for space only in a thread without a running loop."""
-        receipt = make(self, topic, payload, copy_context(), primitives.wall_clock(), next(self.seqs))
+        now = primitives.wall_clock()
+        receipt = make(self, topic, payload, copy_context(), now, next(self.seqs))
+        if not 0.0 <= now - self.sampled < SAMPLE_SECONDS:  # a race samples twice; a clock that jumps, once more
+            self.sampled = now
+            receipt._mark = primitives.monotonic()
         if headers is not None:
             receipt._headers = headers
         if propagate:
@@ -166,7 +171,6 @@ class Engine:
         size = route.size
         deliveries = [Delivery(receipt, box, None) for box in boxes]
         counted = deliveries if route.counted == size else [each for each in deliveries if not each.box.observer]
-        sampled = 0.0 if receipt._seq & SAMPLE else primitives.monotonic()
         epoch: Epoch | None = None
         done = 0
         try:
@@ -188,7 +192,6 @@ class Engine:
                 receipt._deliveries = counted
                 receipt._left = route.counted
                 receipt._observers = size - route.counted
-                receipt._mark = sampled
                 # End of section.
             if epoch is None:
                 return self._emit_in_step(receipt, cause, require, own)
@@ -400,7 +403,7 @@ class Engine:
         counted = route.counted
         size = route.size
         follows = receipt._follows
-        if boxes and (not (receipt._seq & SAMPLE) or not boxes[0].deliveries):
+        if boxes and not boxes[0].deliveries and not receipt._mark:
             receipt._mark = primitives.monotonic()
         inline: list[Delivery] | None = None
         delivery: Delivery | None = None
@@ -461,6 +464,8 @@ class Engine:
         for delivery in deliveries[done:]:
             delivery.epoch = epoch
             box = delivery.box
+            if not box.deliveries and not delivery.receipt._mark:
+                delivery.receipt._mark = primitives.monotonic()
             if box.state == ACTIVE or box.state == DRAINING:
                 self.count(delivery)
                 self._offer(box, delivery, None)

@@ -25,6 +25,7 @@ import pytest
 from kit import BOUND, settled
 
 import eventbus
+import eventbus._engine.engine as engine_module
 from eventbus import DeadlockError, Event, EventBus, Receipt, Status, Subscription
 from eventbus._engine import primitives
 
@@ -197,6 +198,12 @@ def untraced() -> None:
     """A debugger or a coverage run owns the hooks on 3.11: these tests would measure it instead."""
     if sys.version_info < (3, 12) and sys.gettrace() is not None:
         pytest.skip("another tracer is active")
+
+
+@pytest.fixture(autouse=True)
+def unsampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies are measured once in a while, and what is measured is settled in a step: here sections shall do it."""
+    monkeypatch.setattr(engine_module, "SAMPLE_SECONDS", float("inf"))
 
 
 # What interrupts, and what must hold then
