@@ -107,8 +107,8 @@ def figures() -> list[str]:
         memory = soak["memory"]
         broken = [f"{count:,} {what}" for what, count in soak["must be zero"].items() if count]
         lines.append(
-            f"- **Soak** (`python -m benchmarks soak`): {soak['events']:,} events and {soak['deliveries']:,} deliveries "
-            f"in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and what else must be zero: "
+            f"- **Soak** (`python -m benchmarks soak`): {soak['events']:,} events and {soak['deliveries']:,} "
+            f"deliveries in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and what else must be zero: "
             f"{', '.join(broken) or 'zero'}; resident memory: {memory['slope, KiB a minute']:,.0f} KiB a minute, "
             f"with a noise of {memory['noise, KiB a minute']:,.0f}."
         )
