@@ -108,7 +108,7 @@ def figures() -> list[str]:
         broken = [f"{count:,} {what}" for what, count in soak["must be zero"].items() if count]
         lines.append(
             f"- **Soak** (`python -m benchmarks soak`): {soak['events']:,} events and {soak['deliveries']:,} "
-            f"deliveries in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and what else must be zero: "
+            f"deliveries in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and the like: "
             f"{', '.join(broken) or 'zero'}; resident memory: {memory['slope, KiB a minute']:,.0f} KiB a minute, "
             f"with a noise of {memory['noise, KiB a minute']:,.0f}."
         )
