@@ -697,6 +697,7 @@ def test_a_signal_handler_that_raises_while_a_call_that_was_put_off_is_caught_up
         scene(point)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there a trace function that raises is taken away")
 @pytest.mark.parametrize("function", ["remove", "cancel_pending"])
 def test_a_cancel_that_is_broken_while_the_last_call_ends_is_whole(function: str) -> None:
     """Between the broken step and the one that mends it a worker finds the subscription ended, and nothing running."""
