@@ -110,7 +110,8 @@ def figures() -> list[str]:
             f"- **Soak** (`python -m benchmarks soak`): {soak['events']:,} events and {soak['deliveries']:,} "
             f"deliveries in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and the like: "
             f"{', '.join(broken) or 'zero'}; resident memory: {memory['slope, KiB a minute']:,.0f} KiB a minute, "
-            f"with a noise of {memory['noise, KiB a minute']:,.0f}."
+            f"with a noise of {memory['noise, KiB a minute']:,.0f}. The run's verdict, which demands zeros and a "
+            f"slope within the noise: {soak['verdict']}."
         )
     return lines
 
