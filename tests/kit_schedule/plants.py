@@ -79,7 +79,7 @@ def a_wake_up_before_the_sleep_is_lost() -> Any:
     return _instead(seam.Sleeper, "sleep", make)
 
 
-@plant("emit+emit", "emits+wait", "on+emit", grain="line")
+@plant("emits+wait", "on+emit", grain="line")
 def the_lock_excludes_nobody() -> Any:
     """Steps of two threads at once (G3)."""
 

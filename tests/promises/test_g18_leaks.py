@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -288,6 +289,29 @@ def test_emitting_does_not_grow_memory() -> None:
 
         assert growth(work) < 5_000
         assert len(bus.stats().topics) < 2_000
+
+
+def test_a_hundred_thousand_topics_do_not_grow_memory() -> None:
+    """What is remembered and counted for topics that nobody names is bounded; each emit is counted all the same."""
+    with EventBus() as bus:
+        heard = bus.on("named/**", lambda payload: None, inline=True)
+        numbers = itertools.count()
+
+        def emit(how_many: int) -> int:
+            for _ in range(how_many):
+                bus.emit(f"named/{next(numbers)}")
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            full = emit(20_000)  # every table is full by now
+            assert max(emit(20_000) for _ in range(4)) - full < 1_000_000
+        finally:
+            tracemalloc.stop()
+        stats = bus.stats()
+        assert stats.events == sum(stats.topics.values()) == heard.stats().delivered == 100_000
+        assert len(stats.topics) < 2_000
 
 
 def test_churn_does_not_grow_memory() -> None:
