@@ -331,6 +331,12 @@ class LoopExecutor(Executor):
             box = delivery.box
             self.engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
             self.requeue(box)
+        for box in self.engine.all_boxes():
+            if box.executor is self:
+                for each in tuple(box.running):
+                    if each is not None and each.state is RUNNING and each.worker is None:  # claimed, and then lost
+                        self.engine.complete(each, Status.CANCELLED, None, None, 0.0)
+                        self.requeue(box)
         slot.suspended = slot.yielding = False
         self.computing = 0
         if self.ready:

@@ -20,6 +20,7 @@ from loops import AsyncGate, LoopThread, others, passes, run, until
 
 from eventbus import BusClosedError, EventBus, OptionError, Status
 from eventbus_async import AsyncEventBus
+from eventbus_async._runner import LoopExecutor
 
 
 class Payload:
@@ -629,3 +630,47 @@ def test_mixed_program_accounts_for_every_delivery(rounds: int) -> None:
             assert stats.events == total + stats.topics["echo"]
             assert stats.totals.failed == 2 * total // 20
             assert core.close(BOUND).cancelled == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_g12_a_signal_handler_that_raises_as_a_task_claims_loses_nothing(
+    concurrency: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the claim and the slot's having it: that delivery is cancelled, and the mailbox goes on."""
+    armed: list[BaseException] = []
+    pull = LoopExecutor.pull
+
+    def broken(executor: LoopExecutor) -> Any:
+        claimed = pull(executor)
+        if claimed is not None and armed:
+            raise armed.pop()
+        return claimed
+
+    monkeypatch.setattr(LoopExecutor, "pull", broken)
+
+    async def main() -> None:
+        got: list[Any] = []
+
+        async def handler(payload: Any) -> None:
+            got.append(payload)
+
+        raised: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context.get("exception")))
+        async with AsyncEventBus() as bus:
+            bus.on("t", handler, concurrency=concurrency, timeout=BOUND)  # a time-out is armed in a step
+            await bus.emit("t", "warm")
+            armed.append(Alarm())
+            receipts = [bus.emit("t", number) for number in range(3)]
+            await until(lambda: all(each.done for each in receipts))
+            assert not armed
+            assert [type(each) for each in raised] == [Alarm]
+            assert [receipt.outcomes[0].status for receipt in receipts] == ["cancelled", "delivered", "delivered"]
+            await bus.emit("t", "after", timeout=BOUND)
+            assert got == ["warm", 1, 2, "after"]
+            settled(bus.bus)
+
+    run(main())
+
+
+class Alarm(BaseException):
+    """What the signal handler raises."""
