@@ -333,7 +333,7 @@ class LoopExecutor(Executor):
             self.requeue(box)
         for box in self.engine.all_boxes():
             if box.executor is self:
-                found: tuple[Delivery | None, ...] = tuple(box.running)  # a cell may be empty
+                found: list[Any] = list(box.running)  # a cell may be empty
                 for each in found:
                     if each is not None and each.state is RUNNING and each.worker is None:  # claimed, and then lost
                         self.engine.complete(each, Status.CANCELLED, None, None, 0.0)

@@ -11,6 +11,9 @@ import pytest
 
 from .concurrent import run
 
+# A handler that is suspended where its loop is closed is closed by the collector, and its finally clauses find no loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 

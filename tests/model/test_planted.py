@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.leaves_threads,
     pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of handlers that a bug abandons
 ]
 
 Plant = Callable[[], AbstractContextManager[Any]]
