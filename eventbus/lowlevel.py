@@ -21,6 +21,7 @@ from ._engine.call import strip as strip
 from ._engine.closing import CLOSED as CLOSED
 from ._engine.closing import close_soon as close_soon
 from ._engine.closing import closed_waiter as closed_waiter
+from ._engine.delivery import PENDING as PENDING
 from ._engine.delivery import RUNNING as RUNNING
 from ._engine.delivery import SETTLED as SETTLED
 from ._engine.delivery import Delivery as Delivery

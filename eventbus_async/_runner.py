@@ -33,6 +33,7 @@ from eventbus.lowlevel import (
     ACTIVE,
     CLOSED,
     ENDED,
+    PENDING,
     REFUSED,
     RUNNING,
     SETTLED,
@@ -204,6 +205,7 @@ class LoopExecutor(Executor):
                 and box.executor is self
                 and box.pending is pending
                 and pending
+                and pending[0].state is PENDING
                 and not box.running
             ):
                 self.roused = False

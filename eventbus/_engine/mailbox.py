@@ -322,6 +322,10 @@ class Mailbox:
         if not self.claimable():
             return None
         delivery = self.pop()
+        if delivery.state is not PENDING:
+            # A signal handler broke the step that settled it, before it was taken out, and the mend is still to come.
+            self.free(delivery)
+            return self.claim()
         if self.lane is not None:
             self.lane.claim(delivery)
         delivery.state = RUNNING

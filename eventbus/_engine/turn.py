@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from .._values.stats import Status
-from .delivery import RUNNING, SETTLED
+from .delivery import PENDING, RUNNING, SETTLED
 
 if TYPE_CHECKING:
     from .delivery import Delivery
@@ -71,7 +71,7 @@ def turn(
         delivery.worker = delivery.actor = None
         delivery.receipt = delivery.box = None  # type: ignore[assignment]
         pending = box.pending
-        if more and pending:
+        if more and pending and pending[0].state is PENDING:
             following = pending[0]
             del pending[0]
             box.held -= 1

@@ -22,7 +22,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from kit import BOUND, settled
+from kit import BOUND, Gate, settled
 
 import eventbus
 import eventbus._engine.engine as engine_module
@@ -737,6 +737,24 @@ def test_a_cancel_that_is_broken_while_the_last_call_ends_is_whole(function: str
         assert subscription.handler is None
         settled(bus)
         nobody_waits(bus)
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": BOUND}, {"concurrency": 2}], ids=str)
+def test_what_a_broken_step_has_settled_is_never_claimed(options: dict[str, Any]) -> None:
+    """It has not been taken out yet when a worker comes by, before the mend."""
+    with EventBus(workers=1) as bus, Gate() as gate:
+        subscription = bus.on("t", gate, **options)
+        receipts = [bus.emit("t", number) for number in range(4)]
+        gate.entered(options.get("concurrency", 1))
+        pending = subscription._box.pending
+        bus._engine.monitor.run(bus._engine.settle, pending[0], Status.CANCELLED)
+        gate.open()
+        last = receipts[-1].wait(BOUND)
+        bus.drain(BOUND)
+        assert [each.status for receipt in receipts for each in receipt.outcomes].count(Status.CANCELLED) == 1
+        assert last.outcomes[0].status is Status.DELIVERED
+        assert len(gate.received) == 3
+        settled(bus)
 
 
 def test_a_signal_handler_may_wait_while_an_event_is_made() -> None:
