@@ -6,6 +6,7 @@ methods, and the signature only for the rest.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 from types import FunctionType, MethodType, SimpleNamespace
@@ -246,6 +247,12 @@ def _annotation(function: FunctionType, parameter: str, name: str) -> Any:
     wanted = declared.get(parameter, UNDECLARED)
     if isinstance(wanted, type) or wanted is UNDECLARED or wanted is None:
         return None.__class__ if wanted is None else wanted
+    if isinstance(wanted, str) and not function.__code__.co_freevars:
+        # A lone name, the common case under postponed evaluation: no need to compile it.
+        names = function.__globals__
+        lone = names[wanted] if wanted in names else vars(builtins).get(wanted)
+        if isinstance(lone, type):
+            return lone
     local: dict[str, Any] = {}
     for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
