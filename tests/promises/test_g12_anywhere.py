@@ -89,6 +89,16 @@ def all_code() -> Iterator[CodeType]:
             agenda.extend(const for const in code.co_consts if isinstance(const, CodeType))
 
 
+_traced: list[CodeType] = []
+
+
+def traced_code() -> list[CodeType]:
+    """All of it, looked for once: in a heap that a long run has filled the search takes its time."""
+    if not _traced:
+        _traced.extend(all_code())
+    return _traced
+
+
 def is_traced(code: CodeType) -> bool:
     # The values hold no state: interrupting them is like interrupting the user's own code.
     name = code.co_filename
@@ -101,7 +111,7 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
     if sys.version_info >= (3, 12):
         tool, event = 4, sys.monitoring.events.INSTRUCTION
         sys.monitoring.use_tool_id(tool, "interrupter")
-        codes = list(all_code())
+        codes = traced_code()
         sys.monitoring.register_callback(tool, event, interrupter.step)
         for code in codes:
             sys.monitoring.set_local_events(tool, code, event)
@@ -641,6 +651,7 @@ def raising_late(bus: EventBus, late: Callable[[], object], point: int) -> Itera
         yield interrupter
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("call", ["emit", "on", "cancel"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_that_raises_while_a_call_that_was_put_off_is_caught_up_with(
