@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from ._engine import primitives
+from ._engine import hot, primitives
 from ._engine.buffer import Filler, StreamMailbox
 from ._engine.closing import CLOSED, OPEN, close, refuse_close_on_loop
 from ._engine.draining import drain
@@ -310,6 +310,10 @@ class EventBus:
             BusClosedError: The bus is closing or closed.
         """
         engine = self._engine
+        if hot.emit is not None:
+            swift = hot.emit(engine, Receipt, topic, payload, headers, require, follow, propagate_errors)
+            if swift is not None:
+                return swift
         route = engine.registry.routes.get(topic) if type(topic) is str else None
         if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)

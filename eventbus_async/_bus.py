@@ -32,6 +32,7 @@ from eventbus.lowlevel import (
     default,
     drain_waiter,
     first_answer,
+    hot,
     methods_to_register,
     overdue,
     quiet_waiter,
@@ -41,7 +42,7 @@ from eventbus.lowlevel import (
 
 from ._await import Acted, Count, Receipt, Waiting, again
 from ._binding import Binding, actor, check_loop
-from ._runner import LoopExecutor
+from ._runner import EAGERS, SLICE, LoopExecutor, Slot, as_coroutine, swap_task
 from ._scope import Scope
 from ._stream import Stream
 from ._subscription import Subscription
@@ -336,6 +337,11 @@ class AsyncEventBus:
             BusClosedError: The bus is closing or closed.
         """
         engine = self._engine
+        if hot.emit is not None and timeout is None and self._closing is None:
+            binding = self._binding
+            swift = hot.emit(engine, Receipt, topic, payload, headers, require, follow, propagate_errors, binding)
+            if swift is not None:
+                return swift
         route = engine.registry.routes.get(topic) if type(topic) is str else None
         if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)
@@ -595,3 +601,19 @@ class Serving:
             pass  # what has not begun waits for the next loop
         finally:
             bus._binding.leave()
+
+
+hot.bind_loops(
+    {
+        "Binding": Binding,
+        "LoopExecutor": LoopExecutor,
+        "Receipt": Receipt,
+        "Slot": Slot,
+        "EAGERS": EAGERS,
+        "SLICE": SLICE,
+        "as_coroutine": as_coroutine,
+        "mend_slot": LoopExecutor.mend_slot,
+        "running_loop": asyncio._get_running_loop,
+        "swap_task": swap_task,
+    }
+)
