@@ -475,6 +475,7 @@ async def bus_close(bus: AsyncEventBus) -> None:
     await bus.close()
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 def test_g12_emits_of_a_signal_handler_that_interrupts_a_loop() -> None:
     """Also while the loop sleeps, and while the bridge is at its janus queue."""
@@ -518,6 +519,7 @@ def test_g12_emits_of_a_signal_handler_that_interrupts_a_loop() -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("untraced")
 def test_g12_an_emit_of_a_signal_handler_wakes_a_loop_that_sleeps() -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")

@@ -136,7 +136,7 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
             frame.f_trace_lines = False
             return local
 
-        before = sys.gettrace()
+        before, others = sys.gettrace(), threading.gettrace()
         tools = primitives.tools
         # It interrupts only where CPython may, so that sections are to be relied on.
         primitives.tools = lambda: None
@@ -146,7 +146,7 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
             yield
         finally:
             sys.settrace(before)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(others)  # type: ignore[arg-type]
             primitives.tools = tools
 
 
@@ -201,13 +201,6 @@ def where(place: Place | None) -> str:
     code, offset = place
     line = next((line for begin, end, line in code.co_lines() if begin <= offset < end), 0)
     return f"{code.co_qualname}:{line} (+{offset})"
-
-
-@pytest.fixture(autouse=True)
-def untraced() -> None:
-    """A debugger or a coverage run owns the hooks on 3.11: these tests would measure it instead."""
-    if sys.version_info < (3, 12) and sys.gettrace() is not None:
-        pytest.skip("another tracer is active")
 
 
 @pytest.fixture(autouse=True)
@@ -1149,6 +1142,7 @@ needs_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the
 
 
 @needs_signals
+@pytest.mark.usefixtures("untraced")
 def test_signal_handlers_emit_under_load() -> None:
     """Real signals in the main thread, two more threads that emit, one second at most."""
     with EventBus() as bus:
@@ -1200,6 +1194,7 @@ def test_signal_handlers_emit_under_load() -> None:
 
 
 @needs_signals
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some raise within weakref callbacks
 def test_signal_handlers_raise_under_load() -> None:
     """Each breaks one call off, somewhere; the bus goes on, drains, and every delivery is accounted for."""
