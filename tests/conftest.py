@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,20 @@ from eventbus import EventBus
 __all__ = ["bus", "leaves_nothing", "untraced"]
 
 pytest_plugins = ["pytester"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--harsh",
+        action="store_true",
+        help="collect garbage after each allocation and switch threads every microsecond",
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("--harsh"):
+        gc.set_threshold(1)
+        sys.setswitchinterval(1e-6)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -326,7 +327,7 @@ def test_options_of_a_bus(options: dict[str, Any], error: type[Exception]) -> No
     assert isinstance(caught.value, TypeError if error is OptionTypeError else ValueError)
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf, -(10**400)])
 def test_time_outs_that_cannot_be(bus: EventBus, timeout: float) -> None:
     receipt = bus.emit("t")
     subscription = bus.on("t", listen)
@@ -343,7 +344,7 @@ def test_time_outs_that_cannot_be(bus: EventBus, timeout: float) -> None:
     assert scope.active
 
 
-@pytest.mark.parametrize("timeout", ["1", b"1", [1], True, 1j], ids=repr)
+@pytest.mark.parametrize("timeout", ["1", b"1", [1], True, 1j, Decimal("sNaN")], ids=repr)
 def test_time_outs_that_are_no_numbers(bus: EventBus, timeout: Any) -> None:
     receipt = bus.emit("t")
     for call in (

@@ -304,3 +304,20 @@ def test_outcomes_tell_who_and_what(bus: EventBus) -> None:
     assert isinstance(two.error, ValueError)
     assert one.duration >= 0
     assert f"{one.status}" == "delivered"
+
+
+def test_records_are_equal_by_value_and_within_their_kind() -> None:
+    one, two = CloseReport(1, ("a",)), CloseReport(1, ("a",))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert len({one, two, Latency()}) == 2
+    assert one != (1, ("a",))
+    assert one != Latency()
+
+
+def test_an_event_with_a_long_payload_is_shown_in_short(bus: EventBus) -> None:
+    events: list[Event] = []
+    bus.on("t", events.append, payload=Event)
+    bus.emit("t", "x" * 1000).wait(BOUND)
+    assert repr(events[0]).endswith("xxx...>")
+    assert len(repr(events[0])) < 140
