@@ -24,8 +24,14 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code. Wrong arguments exit with 2 and a message, as argparse does."""
     options = parser().parse_args(arguments)
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - so it is where it was closed beforehand
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        return run(options)
+    with open(os.devnull, "w") as sys.stdout:  # it was closed before we began
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; gives the exit code."""
     limits = {"cpu": options.cpu_alarm, "memory": options.memory_alarm, "space": options.space_alarm}
     try:
         demo = import_module("eventbus_async._demo")

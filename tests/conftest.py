@@ -33,9 +33,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def untraced() -> Iterator[None]:
-    """No coverage tool or debugger meanwhile: a signal handler that comes, or raises, within coverage's own Python
-    code leaves its lock held for ever."""
+def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No coverage tool or debugger meanwhile, in child processes neither: a signal handler that comes, or raises,
+    within coverage's own Python code leaves its lock held for ever."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     mine, others = sys.gettrace(), threading.gettrace()
     threading.settrace(None)  # type: ignore[arg-type]
     sys.settrace(None)

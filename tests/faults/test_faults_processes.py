@@ -88,6 +88,7 @@ def test_g10_an_emit_of_a_finalizer_as_the_interpreter_tears_down() -> None:
 
 
 @no_threads_at_exit
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no such signals")
 def test_g10_ctrl_c_while_the_exit_waits_for_a_handler() -> None:
     """The wait is given up and the exit goes on, with the hooks of others."""
