@@ -534,7 +534,7 @@ class AsyncEventBus:
         for box in boxes:
             if box.executor is None:
                 cancelled[0] += box.size()
-            engine.cancel(box, drain=limit != 0)
+            engine.cancel(box, drain=True)
             waiters.append(quiet_waiter(box, me))
 
         def cut() -> None:
