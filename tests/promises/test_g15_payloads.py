@@ -500,6 +500,16 @@ def test_a_plain_function_that_returns_an_awaitable_fails_its_delivery(bus: Even
         given(bus, lambda payload: coroutine(), 1)
 
 
+def test_a_plain_function_that_returns_an_awaitable_that_cannot_be_closed_fails_too(bus: EventBus) -> None:
+    class Awaitable:
+        def __await__(self) -> Any:
+            yield
+
+    bus.on("t", lambda payload: Awaitable())
+    (outcome,) = bus.emit("t").wait(BOUND).outcomes
+    assert isinstance(outcome.error, HandlerTypeError)
+
+
 def test_a_handler_may_return_a_receipt(bus: EventBus) -> None:
     receipt = given(bus, lambda payload: bus.emit("other"), 1)
     assert receipt.deliveries == 0
