@@ -24,6 +24,7 @@ from eventbus_async import AsyncEventBus
 from eventbus_async._demo import figures
 from eventbus_async._demo.events import CPU, MEMORY, Cpu, Disk, Memory, Network, size
 from eventbus_async._demo.figures import FigureError
+from eventbus_async._demo.samplers import Sampler
 from eventbus_async._demo.services import Thresholds
 from eventbus_async._demo.summary import Check, accounted
 from eventbus_async._demo.writer import Writer
@@ -425,3 +426,11 @@ def test_figures_without_a_limit_raise_no_alarm() -> None:
             assert thresholds.emitted == {"alarm": 1}
 
     asyncio.run(run())
+
+
+def test_a_sampler_that_the_end_overtakes_stops_quietly() -> None:
+    bus = EventBus()
+    sampler = Sampler(bus, figures.SpaceSource(Path()), 0.01, threading.Event())
+    bus.close(0)
+    sampler.run()
+    assert sampler.emitted == {}

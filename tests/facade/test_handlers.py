@@ -111,6 +111,9 @@ def test_g15_a_function_that_is_marked_as_a_coroutine_function_may_return_any_aw
             assert isinstance(outcome.error, HandlerTypeError)
             assert "returned int" in str(outcome.error)
             assert (await bus.emit("e")).results() == ["returned"]
+            bus.on("f", inspect.markcoroutinefunction(lambda payload: next(iter(()))))  # type: ignore[attr-defined, unused-ignore]
+            (outcome,) = (await bus.emit("f")).outcomes
+            assert isinstance(outcome.error, RuntimeError)  # as of a coroutine; it ends nothing of the bus's
 
     run(main())
 

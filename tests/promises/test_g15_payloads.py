@@ -278,6 +278,7 @@ class Node(BaseModel):
     next: Node | None = None
     kind: Literal["node"] = "node"
     tags: list[Annotated[str, "a note"]] = []
+    free: list = []  # type: ignore[type-arg]
     nothing: None = None
 
 

@@ -442,3 +442,15 @@ def test_a_handler_whose_loop_was_closed_while_it_waited_is_collected() -> None:
         for _ in range(3):  # what finalizers belong to lives for a round more
             gc.collect()
         assert payload() is None
+
+
+def test_deadlines_that_are_not_wanted_any_more_do_not_pile_up(bus: EventBus) -> None:
+    """Behind one that is: it is due before them, and they are taken out all the same."""
+    with Gate() as gate:
+        bus.on("early", gate, timeout=60.0)
+        bus.emit("early")
+        gate.entered()
+        bus.on("late", lambda payload: None, timeout=3600.0)
+        for number in range(300):
+            bus.emit("late", number).wait(BOUND)
+        assert len(bus._engine.timer._heap) < 140
