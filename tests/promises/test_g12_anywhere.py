@@ -108,9 +108,11 @@ def is_traced(code: CodeType) -> bool:
 @contextmanager
 def interrupting(interrupter: Interrupter) -> Iterator[None]:
     """Have the interrupter see every instruction of the bus's code, in threads that begin within as well."""
-    tools = primitives.tools
-    # It interrupts only where CPython may, so that sections are to be relied on.
+    tools, interval = primitives.tools, sys.getswitchinterval()
+    # It interrupts only where CPython may, so that sections are to be relied on; but its own code, which comes within
+    # them, must not let another thread in.
     primitives.tools = lambda: None
+    sys.setswitchinterval(1000.0)
     if sys.version_info >= (3, 12):
         tool, event = 4, sys.monitoring.events.INSTRUCTION
         sys.monitoring.use_tool_id(tool, "interrupter")
@@ -126,6 +128,7 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
             sys.monitoring.register_callback(tool, event, None)
             sys.monitoring.free_tool_id(tool)
             primitives.tools = tools
+            sys.setswitchinterval(interval)
     else:
 
         def local(frame: FrameType, event: str, arg: Any) -> Any:
@@ -149,6 +152,7 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
             sys.settrace(before)
             threading.settrace(others)  # type: ignore[arg-type]
             primitives.tools = tools
+            sys.setswitchinterval(interval)
 
 
 # What only moves values about within its own frame: before or after it makes no difference to anybody else.
