@@ -103,14 +103,17 @@ class Watch(logging.Handler):
 
     def left(self, grace: float) -> list[str]:
         """What is left when the time of grace is over."""
+        if self._wait(grace):
+            gc.collect()  # what hangs in a cycle only: closing it noisily, as sockets do, is the filters' matter
+            self._wait(grace)  # and what that has woken goes to sleep again
+        return sorted(self._now() + self.dropped)
+
+    def _wait(self, grace: float) -> list[str]:
+        """Until there is nothing, or the time is over: what there is then."""
         end = time.monotonic() + grace
-        while left := self._now():
-            if time.monotonic() > end:
-                gc.collect()  # what hangs in a cycle only: closing it noisily, as sockets do, is the filters' matter
-                left = self._now()
-                break
+        while (left := self._now()) and time.monotonic() < end:
             threading.Event().wait(0.002)
-        return sorted(left + self.dropped)
+        return left
 
     def _now(self) -> list[str]:
         return [what for kind in self.kinds for key, what in KINDS[kind]().items() if key not in self._before[kind]]

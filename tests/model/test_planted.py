@@ -115,6 +115,7 @@ CONCURRENT: list[Plant] = [
 def test_a_sequential_program_finds(plant: Plant) -> None:
     pytest.importorskip("hypothesis", reason="of the extra dev")
     from hypothesis import HealthCheck, Phase, settings
+    from hypothesis.errors import FlakyFailure
     from hypothesis.stateful import run_state_machine_as_test
 
     from .sequential import BusMachine
@@ -132,8 +133,16 @@ def test_a_sequential_program_finds(plant: Plant) -> None:
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    with plant(), pytest.raises(AssertionError):
-        run_state_machine_as_test(Hasty, settings=found)
+    for patience in (0.5, 5.0):
+        Hasty.patience = patience
+        try:
+            with plant():
+                run_state_machine_as_test(Hasty, settings=found)
+        except FlakyFailure:
+            continue  # on a machine that is busy the first was mere impatience
+        except AssertionError:
+            return
+    pytest.fail("no program has found it")
 
 
 @pytest.mark.parametrize("plant", CONCURRENT, ids=lambda plant: plant.__name__)
