@@ -403,8 +403,13 @@ class LoopExecutor(Executor):
 
     def check(self) -> None:
         loop = self.loop()
-        if not self.gone and (loop is None or loop.is_closed()):
+        if self.gone:
+            return
+        if loop is None or loop.is_closed():
             self._end()
+        elif self.roused:
+            # It may be busy, or a signal handler that raised there made it lose what it was to call.
+            self.engine.monitor.after.append(self.bridge.ring_again)
 
     def _end(self) -> None:
         """In a step: the loop is gone. Its handlers end; those that were registered without one wait for another."""
