@@ -11,7 +11,7 @@ Guarantees
     * G13: a loop that closes between the look and the call raises to nobody: ``lost`` is told.
 
 Owner: ``_notes`` is appended to by any thread and popped on the loop's; ``_rung`` is set before the loop is rung and
-cleared, on the loop, before the notes are read, so that none is overlooked (one ring too many does no harm); each thread
+cleared, on the loop, before the notes are read, so that none is overlooked (one too many does no harm); each thread
 touches only its own entry of ``_inside``.
 """
 
