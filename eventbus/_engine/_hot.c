@@ -1349,11 +1349,11 @@ finally:
 }
 
 /* The method emit() of a face: for a topic and a payload alone without a frame of Python, else the function it stands for,
-   which it looks like. */
+   for which all that is not done in C takes it: isinstance(), inspect, help(), mock, pickle, weak references. */
 typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
-    PyObject *function, *module;
+    PyObject *function, *module, *weak;
     PyTypeObject *face, *make;
     Offset engine, closing, binding; /* the latter two of the facade, else -1 */
 } Emit;
@@ -1389,12 +1389,27 @@ emit_get(PyObject *self, PyObject *face, PyObject *type)
 static PyObject *
 emit_attribute(PyObject *self, PyObject *name)
 {
+    static const char *const own[] = {"__call__", "__get__", "__reduce__", "__reduce_ex__"};
     PyObject *function = ((Emit *)self)->function;
     if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0)
         return Py_NewRef(function);
-    if (PyUnicode_CompareWithASCIIString(name, "__class__") == 0)
-        return PyObject_GenericGetAttr(self, name);
+    for (size_t index = 0; index < sizeof(own) / sizeof(own[0]); index++)
+        if (PyUnicode_CompareWithASCIIString(name, own[index]) == 0)
+            return PyObject_GenericGetAttr(self, name);
     return PyObject_GetAttr(function, name);
+}
+
+static int
+emit_set_attribute(PyObject *self, PyObject *name, PyObject *value)
+{
+    return PyObject_SetAttr(((Emit *)self)->function, name, value);
+}
+
+/* Pickled and copied as functions are: by name. */
+static PyObject *
+emit_reduce(PyObject *self, PyObject *nothing)
+{
+    return PyObject_GetAttrString(((Emit *)self)->function, "__qualname__");
 }
 
 static PyObject *
@@ -1419,6 +1434,8 @@ emit_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    if (((Emit *)self)->weak != NULL)
+        PyObject_ClearWeakRefs(self);
     Py_XDECREF(((Emit *)self)->function);
     Py_XDECREF(((Emit *)self)->module);
     Py_XDECREF(((Emit *)self)->face);
@@ -1429,7 +1446,25 @@ emit_dealloc(PyObject *self)
 
 static PyMemberDef emit_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(Emit, vectorcall), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Emit, weak), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
+};
+
+/* Where it is not asked itself, as by help(). */
+static PyObject *
+emit_doc(PyObject *self, void *nothing)
+{
+    return PyObject_GetAttrString(((Emit *)self)->function, "__doc__");
+}
+
+static PyGetSetDef emit_getset[] = {
+    {"__doc__", emit_doc, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef emit_methods[] = {
+    {"__reduce__", emit_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot emit_slots[] = {
@@ -1437,8 +1472,11 @@ static PyType_Slot emit_slots[] = {
     {Py_tp_dealloc, emit_dealloc},
     {Py_tp_descr_get, emit_get},
     {Py_tp_getattro, emit_attribute},
+    {Py_tp_getset, emit_getset},
     {Py_tp_members, emit_members},
+    {Py_tp_methods, emit_methods},
     {Py_tp_repr, emit_repr},
+    {Py_tp_setattro, emit_set_attribute},
     {Py_tp_traverse, emit_traverse},
     {0, NULL},
 };
