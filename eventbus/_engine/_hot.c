@@ -1348,6 +1348,13 @@ finally:
     return result;
 }
 
+/* emit(engine, make, ...): the same alone, to be looked at by tests. */
+static PyObject *
+emit_alone(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    return emit(PyModule_GetState(module), args, count);
+}
+
 /* The method emit() of a face: for a topic and a payload alone without a frame of Python, else the function it stands for,
    for which all that is not done in C takes it: isinstance(), inspect, help(), mock, pickle, weak references. */
 typedef struct {
@@ -1688,6 +1695,7 @@ static PyMethodDef methods[] = {
     {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL, NULL},
     {"track", (PyCFunction)(void (*)(void))track, METH_FASTCALL, NULL},
     {"use", use, METH_O, NULL},
+    {"emit", (PyCFunction)(void (*)(void))emit_alone, METH_FASTCALL, NULL},
     {"quicken", (PyCFunction)(void (*)(void))quicken, METH_FASTCALL, NULL},
     {"flow", (PyCFunction)(void (*)(void))flow, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
