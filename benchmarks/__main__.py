@@ -68,9 +68,8 @@ def environment(plan: Plan, arguments: str, before: str) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "missing"
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     return {
-        "python": f"{platform.python_implementation()} {platform.python_version()}{'' if gil else ', free-threaded'}",
+        "python": report.interpreter(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "rounds": plan.rounds,

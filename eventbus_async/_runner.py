@@ -17,8 +17,8 @@ Guarantees
       slot's task was cancelled from outside, no handler begins until the next push on that loop or ``PAUSE`` later.
     * G14: while a handler runs, its slot's task runs nothing else, and cancelling that cancels only this delivery.
 
-Owner: the bus's monitor, but for ``scheduled``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and what is a
-slot's own, which the loop's thread alone touches.
+Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and
+what is a slot's own, which the loop's thread alone changes.
 """
 
 from __future__ import annotations

@@ -1686,6 +1686,13 @@ use(PyObject *module, PyObject *on)
     return PyBool_FromLong(before);
 }
 
+/* used(): the same, and changes nothing. */
+static PyObject *
+used(PyObject *module, PyObject *nothing)
+{
+    return PyBool_FromLong(((State *)PyModule_GetState(module))->on);
+}
+
 static PyMethodDef methods[] = {
     {"attend", (PyCFunction)(void (*)(void))attend, METH_FASTCALL, NULL},
     {"bind", bind, METH_O, NULL},
@@ -1696,6 +1703,7 @@ static PyMethodDef methods[] = {
     {"track", (PyCFunction)(void (*)(void))track, METH_FASTCALL, NULL},
     {"use", use, METH_O, NULL},
     {"emit", (PyCFunction)(void (*)(void))emit_alone, METH_FASTCALL, NULL},
+    {"used", used, METH_NOARGS, NULL},
     {"quicken", (PyCFunction)(void (*)(void))quicken, METH_FASTCALL, NULL},
     {"flow", (PyCFunction)(void (*)(void))flow, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

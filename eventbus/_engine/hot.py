@@ -23,7 +23,7 @@ else:
     if os.environ.get("EVENTBUS_PURE"):
         module = None
 
-__all__ = ["attend", "bind", "bind_loops", "drain", "flow", "quicken", "resume", "serve", "track", "use"]
+__all__ = ["attend", "bind", "bind_loops", "drain", "flow", "language", "quicken", "resume", "serve", "track", "use"]
 
 
 def bind(names: Mapping[str, Any]) -> None:
@@ -33,6 +33,11 @@ def bind(names: Mapping[str, Any]) -> None:
             module.bind(names)
         except TypeError:
             pass  # this Python's classes are not as those that it knows: it refuses everything
+
+
+def language() -> str:
+    """What the hot path is written in, here and now: ``C`` or ``Python``."""
+    return "C" if module is not None and module.used() else "Python"
 
 
 def bind_loops(names: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ cost does not depend on how many other topics and subscriptions there are. What 
 names is bounded.
 
 Owner: everything here is changed under the bus's monitor. ``Registry.routes`` may be read without it (one dictionary
-look-up, atomic on every build) by those who check again inside a step.
+look-up, atomic on every build) by those who check again inside a step or section.
 """
 
 from __future__ import annotations
