@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import threading
 from typing import Any
 
@@ -229,3 +230,43 @@ class TestVerify:
         assert "one on 'b'" in text
         assert "two on 'c/*'" in text
         assert "one on 'a'" not in text
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """The contract's rules, said once more: a star is one level, two at the end are any number, none reach "bus/"."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    if wanted[0] in ("*", "**") and topic.startswith("bus/"):
+        return False
+    if wanted[-1] == "**":
+        wanted.pop()
+        levels = levels[: len(wanted)]
+    return len(wanted) == len(levels) and all(one in ("*", other) for one, other in zip(wanted, levels, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_g1_g2_random_registrations_reach_what_their_patterns_say(bus: EventBus, seed: int) -> None:
+    """Exact topics and patterns that share branches, added and removed at random, against the rules."""
+    chance = random.Random(seed)
+    topics = ["a", "a/b", "a/b/c", "b", "b/b", "bus", "bus/x", "c/b/c/d"]
+    patterns = [*topics, "*", "**", "a/*", "a/**", "*/b", "*/b/**", "a/b/*", "a/b/**", "*/*/c", "bus/*", "bus/**"]
+    alive: list[tuple[list[str], Any]] = []
+    for _ in range(250):
+        if alive and chance.random() < 0.48:
+            alive.pop(chance.randrange(len(alive)))[1].cancel()
+        else:
+            chosen = chance.sample(patterns, chance.choice((1, 1, 2, 3)))
+            alive.append((chosen, bus.on(chosen, one)))
+        topic = chance.choice(topics)
+        expected = tuple(each for names, each in alive if any(matches(name, topic) for name in names))
+        assert bus.subscriptions(topic) == expected
+        if topic != "bus/x":
+            assert bus.emit(topic).deliveries == len(expected)
+    bus.drain(BOUND)
+    while alive:
+        alive.pop()[1].cancel()
+    assert bus.topics() == ()
+    registry = bus._engine.registry
+    assert not registry._root.children  # G18: a branch that nobody is registered in is cut off
+    assert not registry._root.here
+    assert not registry._root.tail
+    assert not registry._exact
