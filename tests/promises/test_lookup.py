@@ -11,6 +11,7 @@ import pytest
 from kit import BOUND
 
 from eventbus import EventBus, NotRegisteredError
+from eventbus._engine import registry
 
 
 def one(payload: Any) -> None:
@@ -265,8 +266,40 @@ def test_g1_g2_random_registrations_reach_what_their_patterns_say(bus: EventBus,
     while alive:
         alive.pop()[1].cancel()
     assert bus.topics() == ()
-    registry = bus._engine.registry
-    assert not registry._root.children  # G18: a branch that nobody is registered in is cut off
-    assert not registry._root.here
-    assert not registry._root.tail
-    assert not registry._exact
+    table = bus._engine.registry
+    assert not table._root.children  # G18: a branch that nobody is registered in is cut off
+    assert not table._root.here
+    assert not table._root.tail
+    assert not table._exact
+
+
+def test_g18_the_routes_that_are_remembered_are_bounded(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ROUTES_REMEMBERED", 4)
+    subscription = bus.on("t/*", one)
+    for number in range(20):
+        assert bus.emit(f"t/{number}").deliveries == 1
+        assert len(bus._engine.registry.routes) <= 4
+    subscription.cancel()
+    assert [bus.emit(f"t/{number}").deliveries for number in range(20)] == [0] * 20
+
+
+@pytest.mark.parametrize("patterns", range(3))
+def test_g1_g2_a_route_that_an_emit_has_looked_up_is_told_of_a_change(bus: EventBus, patterns: int) -> None:
+    """The emit compares numbers: whatever the registry's is, that of a route that was changed is another."""
+    table = bus._engine.registry
+    for number in range(patterns):
+        bus.on(f"x{number}/*", one)
+    for change in (lambda: bus.on("t", one), lambda: bus.off("t"), lambda: bus.on("*", one), lambda: bus.off("*")):
+        looked_up = table.route("t")
+        assert looked_up.generation == table.generation
+        change()
+        assert looked_up.generation != table.generation
+
+
+def test_g11_the_registry_that_a_child_builds_anew_is_the_same(bus: EventBus) -> None:
+    found = [bus.on(topics, one) for topics in ("a", ["a", "b/*"], "**", "a")]
+    bus._engine.monitor.run(bus._engine.registry.renew)
+    assert bus.subscriptions("a") == tuple(found)
+    assert bus.subscriptions("b/c") == (found[1], found[2])
+    found[1].cancel()
+    assert bus.subscriptions("b/c") == (found[2],)
