@@ -59,6 +59,7 @@ def wait(engine: Engine, waiter: Waiter, timeout: float | None) -> Generator[Any
 
     timer = None
     try:
+        executor.waits[waiter] = None
         try:
             if engine.monitor.run(begin, engine, waiter, asyncio.current_task(), wake):
                 return True
@@ -76,6 +77,7 @@ def wait(engine: Engine, waiter: Waiter, timeout: float | None) -> Generator[Any
         _leave(engine, waiter)  # however far it had come
         raise
     finally:
+        executor.waits.pop(waiter, None)
         if timer is not None:
             timer.cancel()
     if waiter.error is not None:

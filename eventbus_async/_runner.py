@@ -17,8 +17,8 @@ Guarantees
       slot's task was cancelled from outside, no handler begins until the next push on that loop or ``PAUSE`` later.
     * G14: while a handler runs, its slot's task runs nothing else, and cancelling that cancels only this delivery.
 
-Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and
-what is a slot's own, which the loop's thread alone changes.
+Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots``,
+``waits`` and what is a slot's own, which the loop's thread alone changes (and whoever finds that the loop is closed).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Generator, Iterable
 
-    from eventbus.lowlevel import Engine, Mailbox
+    from eventbus.lowlevel import Engine, Mailbox, Waiter
 
 # What the hot path in C could not end by itself, see drain() in _hot.c.
 _Came: TypeAlias = "tuple[Delivery, Any, BaseException | None] | bool | Mailbox | None"
@@ -86,6 +86,7 @@ class LoopExecutor(Executor):
         "since",
         "slots",
         "spent",
+        "waits",
     )
 
     def __init__(self, engine: Engine, loop: AbstractEventLoop) -> None:
@@ -102,6 +103,7 @@ class LoopExecutor(Executor):
         self.ident = 0  # of the loop's thread, while it is scheduled
         self.parked: Slot | None = None  # the slot that lends its identity
         self.slots: dict[Slot, None] = {}  # asyncio itself holds tasks weakly
+        self.waits: dict[Waiter, None] = {}  # those that are awaited in the loop
 
     # Waking
 
@@ -421,6 +423,9 @@ class LoopExecutor(Executor):
             slot.task._log_destroy_pending = False  # what it was at is settled here
         engine.monitor.trash.append((self.slots, self.parked))  # none goes on; a facade may hold this executor (G18)
         self.slots, self.parked = {}, None
+        for waiter in tuple(self.waits):
+            end(engine, waiter)  # nobody will come back to do that
+        self.waits.clear()
         for box in engine.all_boxes():
             if box.executor is self:
                 running = list(box.running)

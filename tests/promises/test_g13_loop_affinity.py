@@ -250,6 +250,26 @@ def test_g13_an_emitter_that_waits_for_space_is_freed_when_the_loop_closes(bus: 
         assert team.results[0].outcomes[0].status is Status.CANCELLED
 
 
+@pytest.mark.leaves("tasks", reason="a loop is closed under it")
+def test_g13_a_wait_whose_loop_closes_is_nobodys(bus: AsyncEventBus) -> None:
+    """Else a bus would look at its loops for ever, for a task that never goes on."""
+    engine = bus.bus._engine
+    with Gate() as gate:
+        bus.bus.on("a", gate)
+
+        async def wait() -> None:
+            await bus.emit("a")
+
+        loop = asyncio.new_event_loop()
+        task: Any = loop.create_task(wait())
+        while not engine.sleepers:
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        task._log_destroy_pending = False
+        soon(lambda: engine.sleepers == 0, "the wait being left")
+    bus.bus.drain(BOUND)
+
+
 def test_g13_emitting_while_a_loop_closes_never_raises(bus: AsyncEventBus) -> None:
     for _ in range(4):
         thread = LoopThread()
