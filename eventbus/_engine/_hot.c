@@ -45,14 +45,29 @@
 #define BINDING(X) X(home)
 #define ASYNC_RECEIPT(X) X(_binding) X(_patience)
 
+#define BLOCKED(X) X(blocked)
+#define AT_WORK(X) X(delivery)
+#define WHOSE(X) X(executor)
+/* The objects that are held. */
+#define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
+    X(current) X(delivered) X(deque) X(end_inline) X(mend_emit) X(mend_slot) X(monotonic) X(no_counts) X(nobody) \
+    X(partial) X(plain) X(running_loop) X(seam) X(steps) X(swap_task) X(to_plain) X(too_late) X(wall)
+
+/* Those that are its own. */
+#define NAMES(X) X(zero) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
+    X(n_monotonic) X(n_wake) X(n_wake_loop) X(n_wall_clock)
+
 typedef Py_ssize_t Offset;
 #define FIELD(name) Offset name;
+#define NAME(name) #name,
+#define OBJECT(name) PyObject *name;
 typedef struct {
     WORKER(FIELD)
 } WorkerOffsets;
 
 typedef struct {
-    int on; /* false: every function refuses */
+    int on;    /* false: every function refuses */
+    int bound; /* the offsets are known */
     struct { ENGINE(FIELD) } e;
     struct { MONITOR(FIELD) } m;
     struct { REGISTRY(FIELD) } g;
@@ -73,25 +88,13 @@ typedef struct {
     struct { LOOP(FIELD) } l;
     struct { BINDING(FIELD) } bi;
     struct { ASYNC_RECEIPT(FIELD) } ar;
-    PyTypeObject *Dispatcher, *LoopExecutor; /* NULL until there is a facade */
-    PyObject *as_coroutine, *mend_slot, *swap_task, *running_loop;
-    PyObject *Delivery, *Receipt, *AsyncReceipt;
-    PyObject *seam;     /* the namespace of primitives */
-    PyObject *steps;    /* monitor.steps */
-    PyObject *current;  /* the context variable */
-    PyObject *plain;    /* payload.PLAIN */
-    PyObject *to_plain; /* payload.to_plain */
-    PyObject *delivered;
-    PyObject *refused;
-    PyObject *nobody;    /* inline._NOBODY */
-    PyObject *no_counts; /* mailbox.NO_COUNTS */
-    PyObject *begin_inline, *end_inline, *mend_emit, *partial;
+    /* LoopExecutor is NULL until there is a facade; "seam" is the namespace of primitives, "steps" is monitor.steps,
+       "current" the context variable, "plain" is payload.PLAIN, "monotonic" and "wall" are the clocks that can be read
+       without a call. */
+    HELD(OBJECT)
     PyCFunction append, popleft, appendleft; /* of deque */
-    PyTypeObject *deque;
-    PyObject *monotonic, *wall; /* the clocks that can be read without a call */
     PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
-    PyObject *zero, *no_time;
-    PyObject *n_monotonic, *n_wall_clock, *n_as_event, *n_follow_up, *n_flush, *n_wake, *n_wake_loop, *n_cancelling, *n_go_on, *n_lent;
+    NAMES(OBJECT)
     double sample_seconds, slice;
     Py_ssize_t eagers;
 } State;
@@ -99,6 +102,12 @@ typedef struct {
 enum { LINED, PENDING, RUNNING, SETTLED };
 
 #define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))
+
+static inline int
+is_a(PyObject *object, PyObject *type) /* and no subclass */
+{
+    return (PyObject *)Py_TYPE(object) == type;
+}
 
 /* Put a value (a new reference) in the place of another, which is no object of a user's. */
 static inline void
@@ -115,21 +124,25 @@ put_again(PyObject *object, Offset offset, PyObject *value)
     put(object, offset, Py_NewRef(value));
 }
 
-/* An attribute that is an int, more or less; NULL if there is no memory, or no int. */
-static inline PyObject *
-changed(PyObject *object, Offset offset, Py_ssize_t by)
-{
-    PyObject *old = SLOT(object, offset);
-    if (old == NULL || !PyLong_CheckExact(old))
-        return NULL;
-    return PyLong_FromSsize_t(PyLong_AsSsize_t(old) + by);
-}
-
+/* An attribute that is a small int; -1 if it is none, or too large: a bound of a mailbox can be any number. */
 static inline Py_ssize_t
 number(PyObject *object, Offset offset)
 {
     PyObject *value = SLOT(object, offset);
-    return value != NULL && PyLong_CheckExact(value) ? PyLong_AsSsize_t(value) : -1;
+    if (value == NULL || !PyLong_CheckExact(value))
+        return -1;
+    Py_ssize_t found = PyLong_AsSsize_t(value);
+    if (found == -1)
+        PyErr_Clear();
+    return found;
+}
+
+/* A counter, more or less; NULL if there is no memory, or it is none. */
+static inline PyObject *
+changed(PyObject *object, Offset offset, Py_ssize_t by)
+{
+    Py_ssize_t old = number(object, offset);
+    return old < 0 || old == PY_SSIZE_T_MAX ? NULL : PyLong_FromSsize_t(old + by);
 }
 
 static inline int
@@ -153,20 +166,41 @@ length(PyObject *container)
     return PyObject_Size(container);
 }
 
+/* Which clock of the system time.monotonic() reads: its times are compared with those that are read here. */
+#if defined(__APPLE__) && defined(CLOCK_UPTIME_RAW)
+#define MONOTONIC_ID CLOCK_UPTIME_RAW
+#elif defined(CLOCK_HIGHRES)
+#define MONOTONIC_ID CLOCK_HIGHRES
+#elif defined(CLOCK_MONOTONIC) && !defined(__APPLE__)
+#define MONOTONIC_ID CLOCK_MONOTONIC
+#else
+#define MONOTONIC_ID (-1) /* by a call */
+#endif
+#ifdef CLOCK_REALTIME
+#define REALTIME_ID CLOCK_REALTIME
+#else
+#define REALTIME_ID (-1)
+#endif
+
 /* A clock of the seam: read here if nobody stands in for it. */
 static double
 read_clock(PyObject *seam, PyObject *name, PyObject *known, int id)
 {
     PyObject *clock = PyDict_GetItemWithError(seam, name);
-#ifdef CLOCK_MONOTONIC
-    if (clock == known) {
-        struct timespec now;
-        if (clock_gettime(id, &now) == 0)
-            return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    if (clock == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetObject(PyExc_KeyError, name);
+        return -1.0;
     }
+#ifdef CLOCK_REALTIME
+    struct timespec now;
+    if (clock == known && id >= 0 && clock_gettime(id, &now) == 0)
+        return (double)((long long)now.tv_sec * 1000000000 + now.tv_nsec) / 1e9; /* to the last bit as Python has it */
 #endif
     double value = -1.0;
-    PyObject *read = clock == NULL ? NULL : PyObject_CallNoArgs(clock);
+    Py_INCREF(clock);
+    PyObject *read = PyObject_CallNoArgs(clock);
+    Py_DECREF(clock);
     if (read != NULL) {
         value = PyFloat_AsDouble(read);
         Py_DECREF(read);
@@ -174,12 +208,8 @@ read_clock(PyObject *seam, PyObject *name, PyObject *known, int id)
     return value; /* an exception may be set */
 }
 
-#ifndef CLOCK_MONOTONIC
-#define CLOCK_MONOTONIC 0
-#define CLOCK_REALTIME 0
-#endif
-#define MONOTONIC(s) read_clock((s)->seam, (s)->n_monotonic, (s)->monotonic, CLOCK_MONOTONIC)
-#define WALL_CLOCK(s) read_clock((s)->seam, (s)->n_wall_clock, (s)->wall, CLOCK_REALTIME)
+#define MONOTONIC(s) read_clock((s)->seam, (s)->n_monotonic, (s)->monotonic, MONOTONIC_ID)
+#define WALL_CLOCK(s) read_clock((s)->seam, (s)->n_wall_clock, (s)->wall, REALTIME_ID)
 
 /* The exception that is set, as an object with its traceback. */
 static PyObject *
@@ -199,11 +229,15 @@ take_error(void)
 #endif
 }
 
+/* The opposite: as it was, its __context__ too. Steals it. */
 static void
-set_error(PyObject *error) /* steals it */
+set_error(PyObject *error)
 {
-    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-    Py_DECREF(error);
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(error);
+#else
+    PyErr_Restore(Py_NewRef((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
+#endif
 }
 
 /* Whether a value needs no judging: it cannot be an awaitable. */
@@ -234,8 +268,8 @@ in_step(State *s)
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
    delivery is pending for the dispatcher, a thread of it holds the bus, so nothing of a delivery and its receipt is
-   garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised.
-   So they are tracked only from then on, see track(). */
+   garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
+   and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
 static inline int
 is_atomic(PyObject *value)
 {
@@ -246,7 +280,8 @@ is_atomic(PyObject *value)
 static inline void
 track_one(PyObject *object)
 {
-    if (object != NULL && PyObject_IS_GC(object) && !PyObject_GC_IsTracked(object))
+    if (object != NULL && PyObject_IS_GC(object) && !PyObject_GC_IsTracked(object) &&
+        !(PyTuple_CheckExact(object) && Py_SIZE(object) == 0)) /* the empty tuple is everybody's */
         PyObject_GC_Track(object);
 }
 
@@ -263,15 +298,16 @@ static PyObject *
 track(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     State *s = PyModule_GetState(module);
-    if (count == 2)
+    if (s->bound && count == 2)
         track_both(s, args[0], args[1]);
-    else
+    else if (count == 1)
         track_one(args[0]);
     Py_RETURN_NONE;
 }
 
 /* turn.turn(): settle as delivered, and claim the next if there may be more.
-   Gives a new reference: that, None, or REFUSED. Whoever calls it holds the delivery, the receipt and the mailbox. */
+   Gives a new reference: that, or None; NULL, without an exception, is REFUSED. Whoever calls it holds the delivery, the
+   receipt and the mailbox. */
 static PyObject *
 turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *delivery, PyObject *receipt,
      PyObject *box, PyObject *value, PyObject *took, int more)
@@ -283,15 +319,15 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
         SLOT(delivery, s->d.state) != s->states[RUNNING] || !is_none(receipt, s->r._waiters) ||
         !is_none(receipt, s->r._follows) || SLOT(worker, w->blocked) != Py_False ||
         PyFloat_AsDouble(SLOT(receipt, s->r._mark)) != 0.0 || !PyList_CheckExact(counts))
-        return Py_NewRef(s->refused);
+        return NULL;
     if (length(SLOT(engine, s->e.drains)) &&
         (number(engine, s->e.keen) != 0 || epoch == Py_None || number(epoch, s->p.open) == 1))
-        return Py_NewRef(s->refused);
+        return NULL;
 
     Offset standing = is_true(box, s->b.observer) ? s->r._observers : s->r._left;
     PyObject *pending = SLOT(box, s->b.pending);
     PyObject *following = NULL, *held = NULL, *claims = NULL, *open = NULL;
-    more = more && Py_IS_TYPE(pending, s->deque) && Py_SIZE(pending) > 0;
+    more = more && is_a(pending, s->deque) && Py_SIZE(pending) > 0;
     PyObject *left = changed(receipt, standing, -1);
     PyObject *count = PyLong_FromSsize_t(PyLong_AsSsize_t(PyList_GET_ITEM(counts, 0)) + 1);
     if (left == NULL || count == NULL)
@@ -343,6 +379,8 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     put_again(delivery, s->d.lineage, SLOT(receipt, s->r._lineage));
     put_again(delivery, s->d.worker, Py_None);
     put_again(delivery, s->d.actor, Py_None);
+    PyObject *outer = SLOT(delivery, s->d.outer);
+    SLOT(delivery, s->d.outer) = Py_NewRef(Py_None);
     put_again(delivery, s->d.receipt, Py_None);
     put_again(delivery, s->d.box, Py_None);
     if (following != NULL) {
@@ -363,9 +401,12 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     /* End of section. */
     if (!is_atomic(value))
         track_both(s, delivery, receipt);
+    else if ((PyObject *)Py_TYPE(receipt) != s->Receipt)
+        track_one(receipt);
     Py_XDECREF(payload);
     Py_XDECREF(context);
     Py_XDECREF(event);
+    Py_XDECREF(outer);
     return following != NULL ? following : Py_NewRef(Py_None);
 
 no_memory:
@@ -376,14 +417,19 @@ no_memory:
     Py_XDECREF(held);
     Py_XDECREF(claims);
     Py_XDECREF(following);
-    return Py_NewRef(s->refused);
+    return NULL;
 }
 
 /* What a handler is called with; NULL with an exception if that cannot be had. */
 static PyObject *
-argument(State *s, PyObject *receipt, PyObject *payload, PyObject *convert, int takes_event)
+argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyObject *convert, int takes_event)
 {
     PyObject *value = takes_event ? PyObject_CallMethodNoArgs(receipt, s->n_as_event) : Py_NewRef(payload);
+    if (value != NULL && SLOT(delivery, s->d.state) == s->states[SETTLED]) {
+        /* The payload may have been gone; settling comes before letting go of it. */
+        PyErr_SetNone(s->too_late);
+        Py_CLEAR(value);
+    }
     if (value == NULL || convert == Py_None)
         return value;
     if (convert == s->to_plain && PySet_Contains(s->plain, (PyObject *)Py_TYPE(value)) == 1)
@@ -417,35 +463,36 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
         goto finally;
     put_again(delivery, s->d.actor, SLOT(worker, s->worker.actor));
     for (;;) {
-        PyObject *receipt = Py_NewRef(SLOT(delivery, s->d.receipt));
-        PyObject *emitters = SLOT(receipt, s->r._context);
-        if (emitters == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING]) {
-            Py_DECREF(receipt);
+        PyObject *receipt = SLOT(delivery, s->d.receipt);
+        if (receipt == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING] || is_none(receipt, s->r._context)) {
             result = delivery;
             delivery = NULL;
             break;
         }
-        PyObject *payload = Py_NewRef(SLOT(receipt, s->r._payload));
+        Py_INCREF(receipt);
+        PyObject *payload = Py_NewRef(SLOT(receipt, s->r._payload)), *emitters = Py_NewRef(SLOT(receipt, s->r._context));
         PyObject *context = PyContext_Copy(emitters);
-        PyObject *value = NULL, *given = NULL;
+        PyObject *value = NULL, *error = NULL;
         if (context != NULL && PyContext_Enter(context) == 0) {
             PyObject *token = PyContextVar_Set(s->current, delivery);
             if (token != NULL) {
                 Py_DECREF(token);
-                given = argument(s, receipt, payload, convert, takes_event);
-                if (given != NULL)
+                PyObject *given = argument(s, delivery, receipt, payload, convert, takes_event);
+                if (given != NULL) {
                     value = PyObject_CallOneArg(function, given);
+                    Py_DECREF(given);
+                }
             }
-            Py_XDECREF(given);
-            PyObject *error = value == NULL ? take_error() : NULL;
+            if (value == NULL)
+                error = take_error();
             if (PyContext_Exit(context) < 0)
                 PyErr_Clear();
-            if (error != NULL)
-                set_error(error);
         }
+        else
+            error = take_error();
         Py_XDECREF(context);
+        Py_DECREF(emitters);
         Py_DECREF(payload);
-        PyObject *error = value == NULL ? take_error() : NULL;
         double now = MONOTONIC(s);
         PyObject *took = PyErr_Occurred() ? NULL : PyFloat_FromDouble(now - started);
         if (took == NULL) {
@@ -453,19 +500,17 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
             took = Py_NewRef(s->no_time);
         }
         started = now;
-        PyObject *following = s->refused;
+        PyObject *following = NULL;
         if (value != NULL && is_plain(s, value))
             following = turn(s, &s->worker, engine, worker, delivery, receipt, box, value, took, now < until);
         Py_DECREF(receipt);
-        if (following == s->refused) {
+        if (following == NULL)
             result = PyTuple_Pack(4, delivery, value == NULL ? Py_None : value, error == NULL ? Py_None : error, took);
-            Py_XDECREF(value);
-            Py_XDECREF(error);
-            Py_DECREF(took);
-            break;
-        }
-        Py_DECREF(value);
+        Py_XDECREF(value);
+        Py_XDECREF(error);
         Py_DECREF(took);
+        if (following == NULL)
+            break;
         Py_SETREF(delivery, following);
         if (following == Py_None) {
             result = delivery;
@@ -487,7 +532,7 @@ note(State *s, PyObject *error, PyObject *monitor, PyObject *function, PyObject 
 {
     PyObject *call = PyObject_CallFunctionObjArgs(s->partial, function, a, b, c, d, e, NULL);
     PyObject *after = SLOT(monitor, s->m.after);
-    PyObject *nothing = call == NULL || !Py_IS_TYPE(after, s->deque) ? NULL : s->append(after, call);
+    PyObject *nothing = call == NULL || !is_a(after, s->deque) ? NULL : s->append(after, call);
     Py_XDECREF(call);
     if (nothing != NULL && !PyErr_GivenExceptionMatches(error, PyExc_RecursionError))
         Py_SETREF(nothing, PyObject_CallMethodNoArgs(monitor, s->n_flush));
@@ -502,13 +547,13 @@ static PyObject *
 claim(State *s, WorkerOffsets *w, PyObject *executor, PyObject *worker)
 {
     PyObject *ready = SLOT(executor, s->x.ready), *cell = SLOT(worker, w->cell);
-    if (!Py_IS_TYPE(ready, s->deque) || length(ready) != 1 || !PyList_CheckExact(cell))
+    if (!is_a(ready, s->deque) || length(ready) != 1 || !PyList_CheckExact(cell))
         return NULL;
     PyObject *box = s->popleft(ready, NULL), *delivery = NULL, *held = NULL, *claims = NULL;
     if (box == NULL)
         goto refused;
     PyObject *pending = SLOT(box, s->b.pending);
-    if (!is_true(box, s->b.flows) || SLOT(box, s->b.executor) != executor || !Py_IS_TYPE(pending, s->deque) ||
+    if (!is_true(box, s->b.flows) || SLOT(box, s->b.executor) != executor || !is_a(pending, s->deque) ||
         length(pending) == 0 || length(SLOT(box, s->b.running)) != 0)
         goto refused;
     held = changed(box, s->b.held, -1);
@@ -580,17 +625,18 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         goto finally;
     for (;;) {
         PyObject *receipt = SLOT(delivery, s->d.receipt), *box = SLOT(delivery, s->d.box);
-        PyObject *emitters = SLOT(receipt, s->r._context), *engine = SLOT(box, s->b.engine);
-        if (emitters == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING]) {
+        if (receipt == Py_None || box == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING] ||
+            is_none(receipt, s->r._context) || is_none(box, s->b.spec)) {
             result = delivery;
             delivery = NULL;
             break;
         }
         Py_INCREF(receipt);
         Py_INCREF(box);
+        PyObject *engine = SLOT(box, s->b.engine), *emitters = Py_NewRef(SLOT(receipt, s->r._context));
+        PyObject *spec = Py_NewRef(SLOT(box, s->b.spec)), *payload = Py_NewRef(SLOT(receipt, s->r._payload));
         put_again(delivery, s->d.actor, task);
         put_again(slot, s->sl.coroutine, Py_None);
-        PyObject *spec = Py_NewRef(SLOT(box, s->b.spec)), *payload = Py_NewRef(SLOT(receipt, s->r._payload));
         PyObject *context = PyContext_Copy(emitters);
         PyObject *value = NULL, *made = NULL, *error = NULL;
         PySendResult sent = PYGEN_ERROR;
@@ -599,7 +645,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             PyObject *given = NULL;
             if (token != NULL) {
                 Py_DECREF(token);
-                given = argument(s, receipt, payload, SLOT(spec, s->s.convert), is_true(spec, s->s.takes_event));
+                given = argument(s, delivery, receipt, payload, SLOT(spec, s->s.convert), is_true(spec, s->s.takes_event));
             }
             if (given != NULL) {
                 made = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
@@ -621,8 +667,9 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         else
             error = take_error();
         Py_DECREF(payload);
+        Py_DECREF(emitters);
         Py_DECREF(spec);
-        PyObject *now = NULL, *following = s->refused;
+        PyObject *now = NULL, *following = NULL;
         double instant = MONOTONIC(s);
         if (PyErr_Occurred())
             PyErr_Clear();
@@ -641,7 +688,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             Py_XDECREF(now);
         }
         spent = instant;
-        if (result == NULL && following == s->refused)
+        if (result == NULL && following == NULL)
             result = PyTuple_Pack(3, delivery, value == NULL ? Py_None : value, error == NULL ? Py_None : error);
         else if (following == Py_None) {
             /* Section: nothing is left to claim. */
@@ -659,6 +706,8 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             PyObject *began = PyFloat_FromDouble(started);
             if (began != NULL)
                 put(slot, s->sl.started, began);
+            else
+                PyErr_Clear();
         }
         Py_XDECREF(value);
         Py_XDECREF(error);
@@ -666,19 +715,21 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         Py_XDECREF(context);
         Py_DECREF(receipt);
         Py_DECREF(box);
-        if (following != s->refused) {
-            put_again(slot, s->sl.coroutine, Py_None);
-            Py_SETREF(delivery, following);
-        }
-        if (result != NULL || PyErr_Occurred())
+        if (following == NULL)
+            break;
+        put_again(slot, s->sl.coroutine, Py_None);
+        Py_SETREF(delivery, following);
+        if (result != NULL)
             break;
         started = instant;
     }
 finally:
-    if (spent != 0.0) {
+    if (spent != 0.0 && result != NULL) {
         PyObject *ended = PyFloat_FromDouble(spent);
         if (ended != NULL)
             put(executor, s->l.spent, ended);
+        else
+            PyErr_Clear();
     }
     Py_XDECREF(delivery);
     return result;
@@ -709,10 +760,12 @@ lend(State *s, PyObject *executor, PyObject *slot, PyObject *loop, int in_task, 
     PyObject *engine = SLOT(executor, s->x.engine), *monitor = SLOT(engine, s->e.monitor), *came = NULL, *error = NULL;
     if (!is_true(executor, s->l.roused) || SLOT(monitor, s->m.busy) != Py_False)
         return 0;
-    PyObject *before = swap_task(s, loop, SLOT(slot, s->sl.task));
-    if (before == NULL)
-        return -1;
     Py_INCREF(slot);
+    PyObject *before = swap_task(s, loop, SLOT(slot, s->sl.task));
+    if (before == NULL) {
+        Py_DECREF(slot);
+        return -1;
+    }
     /* Section: a slot begins and claims. */
     PyObject *delivery = NULL;
     if ((before != Py_None) == in_task && is_true(executor, s->l.roused) && SLOT(monitor, s->m.busy) == Py_False)
@@ -786,28 +839,32 @@ attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *binding = args[0], *receipt = args[1];
     if (!s->on || s->LoopExecutor == NULL || in_step(s))
         Py_RETURN_FALSE;
-    PyObject *home = SLOT(binding, s->bi.home), *loop = PyObject_CallNoArgs(s->running_loop);
+    PyObject *loop = PyObject_CallNoArgs(s->running_loop);
     if (loop == NULL)
         return NULL;
-    if (Py_IS_TYPE(home, s->LoopExecutor) && is_of(SLOT(home, s->l.loop), loop) &&
-        SLOT(home, s->l.gone) == Py_False && SLOT(home, s->l.paused) == Py_False && is_true(home, s->l.roused) &&
-        number(receipt, s->r._left) > 0 && SLOT(home, s->l.parked) != Py_None && number(home, s->l.eagers) < s->eagers) {
+    /* Where it is not awaited on the home loop, that may be about to change, see Binding.enter(). */
+    PyObject *home = SLOT(binding, s->bi.home);
+    int here = is_a(home, s->LoopExecutor) && is_of(SLOT(home, s->l.loop), loop) &&
+               SLOT(home, s->l.gone) == Py_False && SLOT(home, s->l.paused) == Py_False;
+    int done = 0;
+    if (here && is_true(home, s->l.roused) && number(receipt, s->r._left) > 0 && SLOT(home, s->l.parked) != Py_None &&
+        number(home, s->l.eagers) < s->eagers) {
         double since = PyFloat_AsDouble(SLOT(home, s->l.since));
         PyObject *eagers = changed(home, s->l.eagers, 1);
-        int done = 0;
-        if (eagers != NULL && PyFloat_AsDouble(SLOT(home, s->l.spent)) - since < s->slice) {
+        if (eagers == NULL)
+            PyErr_Clear();
+        else if (PyFloat_AsDouble(SLOT(home, s->l.spent)) - since < s->slice) {
             put_again(home, s->l.eagers, eagers);
+            Py_INCREF(home); /* handlers run: there may be another one then */
             done = lend(s, home, SLOT(home, s->l.parked), loop, 1, since + s->slice);
+            Py_DECREF(home);
         }
         Py_XDECREF(eagers);
-        if (done < 0) {
-            Py_DECREF(loop);
-            return NULL;
-        }
-        PyErr_Clear();
     }
     Py_DECREF(loop);
-    return PyBool_FromLong(SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._propagate) == Py_False);
+    if (done < 0)
+        return NULL;
+    return PyBool_FromLong(here && SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._propagate) == Py_False);
 }
 
 /* A delivery as Delivery.__init__ makes it. */
@@ -890,9 +947,8 @@ failed:
 
 /* engine._descend(), where there is no max_depth: what caused the event. */
 static int
-note_cause(State *s, PyObject *receipt, PyObject *cause)
+note_cause(State *s, PyObject *receipt, PyObject *causing)
 {
-    PyObject *causing = SLOT(cause, s->d.receipt);
     PyObject *uid = SLOT(causing, s->r._uid), *seq = SLOT(causing, s->r._seq);
     PyObject *above = SLOT(causing, s->r._lineage);
     PyObject *root_uid = uid, *root_seq = seq;
@@ -976,15 +1032,14 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
     PyObject *token = PyContextVar_Set(s->current, delivery);
     if (token != NULL) {
         Py_DECREF(token);
-        PyObject *spec = SLOT(box, s->b.spec);
-        PyObject *function = Py_NewRef(SLOT(spec, s->s.function));
-        PyObject *given = argument(s, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
+        PyObject *spec = Py_NewRef(SLOT(box, s->b.spec));
+        PyObject *given = argument(s, delivery, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
                                    is_true(spec, s->s.takes_event));
         if (given != NULL) {
-            value = PyObject_CallOneArg(function, given);
+            value = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
             Py_DECREF(given);
         }
-        Py_DECREF(function);
+        Py_DECREF(spec);
     }
     if (value == NULL)
         error = take_error();
@@ -997,13 +1052,9 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
     *started = now;
     if (value != NULL && is_plain(s, value)) {
         PyObject *emitter = SLOT(engine, s->e.emitter);
-        PyObject *following = turn(s, &s->emitter, engine, emitter, delivery, receipt, box, value, took, 0);
-        int refused = following == s->refused;
-        Py_DECREF(following);
-        if (!refused) {
-            passing = Py_NewRef(Py_None);
-            goto finally;
-        }
+        passing = turn(s, &s->emitter, engine, emitter, delivery, receipt, box, value, took, 0);
+        if (passing != NULL)
+            goto finally; /* None: there is nothing to claim */
     }
     passing = PyObject_CallFunctionObjArgs(s->end_inline, engine, delivery, value == NULL ? Py_None : value,
                                            error == NULL ? Py_None : error, took, NULL);
@@ -1066,11 +1117,11 @@ static int
 schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
 {
     PyObject *executor = SLOT(box, s->b.executor);
-    int is_loop = Py_IS_TYPE(executor, s->LoopExecutor);
-    if (*sleeper != NULL || *loop != NULL || !(is_loop || Py_IS_TYPE(executor, s->Dispatcher)))
+    int is_loop = is_a(executor, s->LoopExecutor);
+    if (*sleeper != NULL || *loop != NULL || !(is_loop || is_a(executor, s->Dispatcher)))
         return 0;
     PyObject *ready = SLOT(executor, s->x.ready), *idle = is_loop ? NULL : SLOT(executor, s->pool.idle);
-    if (!is_true(box, s->b.flows) || !Py_IS_TYPE(ready, s->deque) ||
+    if (!is_true(box, s->b.flows) || !is_a(ready, s->deque) ||
         number(executor, s->x.computing) >= number(executor, s->x.limit) ||
         (!is_loop && (!PyList_CheckExact(idle) || PyList_GET_SIZE(idle) == 0)))
         return 0;
@@ -1095,8 +1146,8 @@ schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
         Py_ssize_t last = PyList_GET_SIZE(idle) - 1;
         PyObject *worker = PyList_GET_ITEM(idle, last);
         *sleeper = Py_NewRef(SLOT(worker, s->thread.sleeper));
-        if (PyList_SetSlice(idle, last, last + 1, NULL) < 0)
-            PyErr_Clear(); /* shrinking needs no memory */
+        Py_SET_SIZE(idle, last); /* idle.pop(), which might want memory */
+        Py_DECREF(worker); /* the pool has it among those that are alive */
     }
     return 1;
 }
@@ -1109,13 +1160,13 @@ emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
     State *s = PyModule_GetState(module);
     PyObject *engine = args[0], *topic = args[2];
     PyObject *registry = SLOT(engine, s->e.registry), *monitor = SLOT(engine, s->e.monitor);
-    if (!s->on || !PyUnicode_CheckExact(topic) || args[4] != Py_None || args[5] != s->zero || args[6] != Py_False ||
+    if (!s->on || (count == 9 && s->LoopExecutor == NULL) || !PyUnicode_CheckExact(topic) || args[4] != Py_None || args[5] != s->zero || args[6] != Py_False ||
         args[7] != Py_None || !is_none(engine, s->e.max_depth) || SLOT(engine, s->e.propagates) != Py_False || in_step(s))
         Py_RETURN_NONE;
     PyObject *route = PyDict_GetItemWithError(SLOT(registry, s->g.routes), topic);
     if (route == NULL || !is_true(route, s->o.swift) || SLOT(route, s->o.reserved) != Py_False)
         Py_RETURN_NONE;
-    PyObject *cause = NULL, *epoch = NULL, *receipt = NULL, *deliveries = NULL, *counted = NULL, *result = NULL;
+    PyObject *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL, *deliveries = NULL, *counted = NULL, *result = NULL;
     PyObject *opened = NULL, *emits = NULL, *observers = NULL, *sleeper = NULL, *loop = NULL;
     Py_INCREF(route);
     PyObject *boxes = SLOT(route, s->o.boxes);
@@ -1138,8 +1189,9 @@ emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
         if (SLOT(cause, s->d.epoch) != Py_None)
             Py_SETREF(epoch, Py_NewRef(SLOT(cause, s->d.epoch)));
     }
+    causing = Py_NewRef(cause == Py_None ? Py_None : SLOT(cause, s->d.receipt));
     receipt = make_receipt(s, (PyTypeObject *)args[1], engine, topic, args[3]);
-    if (receipt == NULL || (cause != Py_None && note_cause(s, receipt, cause) < 0))
+    if (receipt == NULL || (cause != Py_None && note_cause(s, receipt, causing) < 0))
         goto finally;
     if (count == 9) {
         SLOT(receipt, s->ar._binding) = Py_NewRef(args[8]);
@@ -1153,7 +1205,7 @@ emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
         if (delivery == NULL)
             goto finally;
         PyTuple_SET_ITEM(deliveries, index, delivery);
-        if (Py_IS_TYPE(SLOT(PyTuple_GET_ITEM(boxes, index), s->b.executor), s->Dispatcher)) {
+        if (is_a(SLOT(PyTuple_GET_ITEM(boxes, index), s->b.executor), s->Dispatcher)) {
             if (!is_true(route, s->o.all_inline))
                 PyObject_GC_UnTrack(delivery);
         }
@@ -1179,7 +1231,7 @@ emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
     observers = PyLong_FromSsize_t(size - standing);
     if (opened == NULL || emits == NULL || observers == NULL) {
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_SystemError, "a counter of the bus is no int");
+            result = Py_NewRef(Py_None); /* a counter that is too large for this */
         goto finally;
     }
     /* Section: an emit takes effect. Making its objects may have run the collector, and that anything at all: */
@@ -1225,7 +1277,7 @@ emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
             break;
         PyObject *given = changed(box, s->b.deliveries, 1), *held = changed(box, s->b.held, 1), *nothing = NULL;
         PyObject *pending = SLOT(box, s->b.pending);
-        if (given != NULL && held != NULL && Py_IS_TYPE(pending, s->deque))
+        if (given != NULL && held != NULL && is_a(pending, s->deque))
             nothing = s->append(pending, PyTuple_GET_ITEM(deliveries, done));
         if (nothing == NULL) {
             Py_XDECREF(given);
@@ -1276,6 +1328,7 @@ finally:
     Py_XDECREF(deliveries);
     Py_XDECREF(receipt);
     Py_XDECREF(cause);
+    Py_XDECREF(causing);
     Py_XDECREF(epoch);
     Py_DECREF(route);
     return result;
@@ -1296,6 +1349,21 @@ find(PyObject *type, const char *name, Offset *offset)
         PyErr_Format(PyExc_TypeError, "%R has no slot %s", type, name);
     Py_DECREF(member);
     return found ? 0 : -1;
+}
+
+/* Where the slots of these names are in instances of that class. */
+static int
+look_up(PyObject *names, const char *class, const char *const *fields, Offset *into)
+{
+    PyObject *type = PyDict_GetItemString(names, class);
+    if (type == NULL) {
+        PyErr_SetString(PyExc_KeyError, class);
+        return -1;
+    }
+    for (; *fields != NULL; fields++, into++)
+        if (find(type, *fields, into) < 0)
+            return -1;
+    return 0;
 }
 
 /* What a method of a class in C calls. */
@@ -1328,22 +1396,20 @@ static PyObject *
 bind(PyObject *module, PyObject *names)
 {
     State *s = PyModule_GetState(module);
-    PyObject *type;
 #define TAKE(field, name)                             \
-    if ((s->field = named(names, name)) == NULL)      \
-        return NULL;
-#define OFFSET(name) || find(type, #name, &into->name) < 0
-#define LOOK_UP(class, FIELDS, where)                      \
-    {                                                      \
-        __typeof__(where) *into = &(where);                \
-        type = PyDict_GetItemString(names, class);         \
-        if (type == NULL FIELDS(OFFSET)) {                 \
-            if (!PyErr_Occurred())                         \
-                PyErr_SetString(PyExc_KeyError, class);    \
-            return NULL;                                   \
-        }                                                  \
+    {                                                 \
+        PyObject *taken = named(names, name);         \
+        if (taken == NULL)                            \
+            return NULL;                              \
+        Py_XSETREF(s->field, taken);                  \
     }
-#define WHO(X) X(blocked) X(delivery) X(executor)
+/* The structures of offsets are as good as arrays of them. */
+#define LOOK_UP(class, FIELDS, where)                                           \
+    {                                                                           \
+        static const char *const fields[] = {FIELDS(NAME) NULL};                \
+        if (look_up(names, class, fields, (Offset *)(void *)&(where)) < 0)      \
+            return NULL;                                                        \
+    }
     LOOK_UP("Engine", ENGINE, s->e)
     LOOK_UP("Monitor", MONITOR, s->m)
     LOOK_UP("Registry", REGISTRY, s->g)
@@ -1358,9 +1424,10 @@ bind(PyObject *module, PyObject *names)
     LOOK_UP("Worker", THREAD, s->thread)
     LOOK_UP("Dispatcher", EXECUTOR, s->x)
     LOOK_UP("Dispatcher", POOL, s->pool)
-    LOOK_UP("Emitter", WHO, s->emitter)
-    if ((s->Dispatcher = (PyTypeObject *)named(names, "Dispatcher")) == NULL)
-        return NULL;
+    LOOK_UP("Emitter", BLOCKED, s->emitter.blocked)
+    LOOK_UP("Emitter", AT_WORK, s->emitter.delivery)
+    LOOK_UP("Emitter", WHOSE, s->emitter.executor)
+    TAKE(Dispatcher, "Dispatcher")
     TAKE(Delivery, "Delivery")
     TAKE(Receipt, "Receipt")
     TAKE(seam, "seam")
@@ -1369,18 +1436,17 @@ bind(PyObject *module, PyObject *names)
     TAKE(plain, "PLAIN")
     TAKE(to_plain, "to_plain")
     TAKE(delivered, "DELIVERED")
-    TAKE(refused, "REFUSED")
+    TAKE(too_late, "TooLate")
     TAKE(nobody, "NOBODY")
     TAKE(no_counts, "NO_COUNTS")
     TAKE(begin_inline, "begin_inline")
     TAKE(end_inline, "end_inline")
     TAKE(mend_emit, "mend_emit")
     TAKE(partial, "partial")
-    if ((s->deque = (PyTypeObject *)named(names, "deque")) == NULL)
-        return NULL;
-    if ((s->append = function_of(s->deque, "append", METH_O)) == NULL ||
-        (s->appendleft = function_of(s->deque, "appendleft", METH_O)) == NULL ||
-        (s->popleft = function_of(s->deque, "popleft", METH_NOARGS)) == NULL)
+    TAKE(deque, "deque")
+    if ((s->append = function_of((PyTypeObject *)s->deque, "append", METH_O)) == NULL ||
+        (s->appendleft = function_of((PyTypeObject *)s->deque, "appendleft", METH_O)) == NULL ||
+        (s->popleft = function_of((PyTypeObject *)s->deque, "popleft", METH_NOARGS)) == NULL)
         return NULL;
     TAKE(monotonic, "monotonic")
     TAKE(wall, "time")
@@ -1390,7 +1456,7 @@ bind(PyObject *module, PyObject *names)
         PyErr_SetString(PyExc_KeyError, "SAMPLE_SECONDS");
         return NULL;
     }
-    s->on = 1;
+    s->bound = s->on = 1;
     Py_RETURN_NONE;
 }
 
@@ -1399,7 +1465,6 @@ static PyObject *
 bind_loops(PyObject *module, PyObject *names)
 {
     State *s = PyModule_GetState(module);
-    PyObject *type;
     LOOK_UP("Slot", WORKER, s->slot)
     LOOK_UP("Slot", SLOT_OF_LOOP, s->sl)
     LOOK_UP("LoopExecutor", LOOP, s->l)
@@ -1417,8 +1482,9 @@ bind_loops(PyObject *module, PyObject *names)
     }
     s->eagers = PyLong_AsSsize_t(eagers);
     s->slice = PyFloat_AsDouble(slice);
-    if ((s->LoopExecutor = (PyTypeObject *)named(names, "LoopExecutor")) == NULL)
+    if (PyErr_Occurred())
         return NULL;
+    TAKE(LoopExecutor, "LoopExecutor") /* last: it says that there is a facade */
     Py_RETURN_NONE;
 }
 
@@ -1430,11 +1496,9 @@ use(PyObject *module, PyObject *on)
     int before = s->on, wanted = PyObject_IsTrue(on);
     if (wanted < 0)
         return NULL;
-    s->on = wanted && s->Delivery != NULL;
+    s->on = wanted && s->bound;
     return PyBool_FromLong(before);
 }
-
-/* The classes and modules that this holds live as long as the interpreter, so there is nothing to collect. */
 
 static PyMethodDef methods[] = {
     {"attend", (PyCFunction)(void (*)(void))attend, METH_FASTCALL, NULL},
@@ -1472,6 +1536,35 @@ prepare(PyObject *module)
     return PyErr_Occurred() ? -1 : 0;
 }
 
+static int
+traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *s = PyModule_GetState(module);
+#define VISIT(name) Py_VISIT(s->name);
+    HELD(VISIT)
+    return 0;
+}
+
+static int
+clear(PyObject *module)
+{
+    State *s = PyModule_GetState(module);
+    s->on = 0; /* whoever comes now is refused */
+#define CLEAR(name) Py_CLEAR(s->name);
+    HELD(CLEAR)
+    return 0;
+}
+
+static void
+release(void *module)
+{
+    State *s = PyModule_GetState(module);
+    clear(module);
+    for (int state = LINED; state <= SETTLED; state++)
+        Py_CLEAR(s->states[state]);
+    NAMES(CLEAR)
+}
+
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, prepare},
 #if PY_VERSION_HEX >= 0x030C0000
@@ -1481,7 +1574,7 @@ static PyModuleDef_Slot slots[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_hot", NULL, sizeof(State), methods, slots, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_hot", NULL, sizeof(State), methods, slots, traverse, clear, release,
 };
 
 PyMODINIT_FUNC

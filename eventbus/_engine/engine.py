@@ -40,7 +40,7 @@ from .._values.payload import PLAIN, to_plain
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_pattern, check_patterns, topic_models
 from . import hot, primitives
-from .call import call_inline
+from .call import TooLate, call_inline
 from .closing import CLOSED, CLOSING, OPEN
 from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here
 from .dispatcher import Dispatcher, Worker
@@ -54,7 +54,6 @@ from .receipt import Receipt
 from .registry import Registry, Route, Tally
 from .reporting import report_later
 from .timer import Timer
-from .turn import REFUSED
 from .waits import Waiter, deadlock, notify, sleep, stuck_on
 
 if TYPE_CHECKING:
@@ -1101,8 +1100,8 @@ hot.bind(
         "NOBODY": NOBODY,
         "NO_COUNTS": NO_COUNTS,
         "PLAIN": PLAIN,
-        "REFUSED": REFUSED,
         "SAMPLE_SECONDS": SAMPLE_SECONDS,
+        "TooLate": TooLate,
         "deque": deque,
         "begin_inline": begin_inline,
         "end_inline": end_inline,

@@ -29,7 +29,10 @@ __all__ = ["attend", "bind", "bind_loops", "drain", "emit", "flow", "resume", "s
 def bind(names: Mapping[str, Any]) -> None:
     """Tell it the classes and objects of the core that it works on."""
     if module is not None:
-        module.bind(names)
+        try:
+            module.bind(names)
+        except TypeError:
+            pass  # this Python's classes are not as those that it knows: it refuses everything
 
 
 def bind_loops(names: Mapping[str, Any]) -> None:

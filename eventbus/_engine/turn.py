@@ -63,12 +63,13 @@ def turn(
         _payload = receipt._payload
         _context = receipt._context
         _event = receipt._event
+        _outer = delivery.outer
         if not receipt._left and not receipt._observers:
             receipt._payload = receipt._context = receipt._event = receipt._engine = None
         delivery.seq = receipt._seq
         delivery.uid = receipt._uid
         delivery.lineage = receipt._lineage
-        delivery.worker = delivery.actor = None
+        delivery.worker = delivery.actor = delivery.outer = None
         delivery.receipt = delivery.box = None  # type: ignore[assignment]
         pending = box.pending
         if more and pending and pending[0].state is PENDING:
