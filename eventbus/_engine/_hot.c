@@ -1094,6 +1094,10 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     }
     PyObject *error = failed ? take_error() : NULL;
     PyObject *token = PyContextVar_Set(s->current, cause);
+    if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
+        PyErr_Clear();
+        token = PyContextVar_Set(s->current, cause);
+    }
     Py_XDECREF(token);
     if (token == NULL) {
         if (error != NULL)
