@@ -1109,7 +1109,7 @@ NO_MEMORY = """
         else:
             heard.append(payload)
 
-    def emit(bus, topic, point):
+    def emit(bus, topic, point, count):
         '''In C alone, for generators of 3.12 and 3.13 do not survive this.'''
         engine = bus._engine
         before = bus.stats().totals
@@ -1123,23 +1123,22 @@ NO_MEMORY = """
         assert current.get() is None, "this thread is taken for a handler's"
         after = bus.stats().totals
         made = after.deliveries - before.deliveries
-        assert made in (0, 2), made
-        assert made == 2 or not isinstance(told, Receipt)
+        assert made in (0, count), made
+        assert made or not isinstance(told, Receipt)
         assert made == 0 or told is not None
         return told, made
 
     with EventBus("memory") as bus:
         bus.on("inline", handler, inline=True)
         bus.on("inline", handler, inline=True, observer=True)
-        bus.on("thread", gated)
-        bus.on("thread", handler)
+        bus.on("thread", gated)  # one alone, so that no watch goes on beside it
         for topic in "inline", "thread":
             bus.emit(topic, -1).wait(10)
         bus.drain(10)
         refused = taken = 0
         for point in range(60):
             heard.clear()
-            told, made = emit(bus, "inline", point)
+            told, made = emit(bus, "inline", point, 2)
             refused += made == 0
             taken += made == 2
             assert len(heard) <= made
@@ -1157,7 +1156,7 @@ NO_MEMORY = """
         expected = []
         refused = 0
         for point in range(60):
-            told, made = emit(bus, "thread", point)
+            told, made = emit(bus, "thread", point, 1)
             refused += made == 0
             if made:
                 expected.append(point)
@@ -1167,10 +1166,9 @@ NO_MEMORY = """
         assert row.pending == row.running == 0, row
         assert row.deliveries == row.delivered + row.failed + row.cancelled, row
         assert refused and expected, (refused, expected)
-        assert heard.count("gate") == 1
         for point in expected:
-            assert heard.count(point) == 2, f"lost or doubled: {point} {heard}"
-        assert len(heard) == 2 * len(expected) + 1, heard
+            assert heard.count(point) == 1, f"lost or doubled: {point} {heard}"
+        assert len(heard) == len(expected), heard
     print("fine")
 """
 
