@@ -1,7 +1,8 @@
 """The process whose instructions are counted: one way of one event, ``n`` times. Started by ``benchmarks.counts``.
 
 Nothing here is timed. The garbage collector is off, the clocks stand still and the switch interval is long, so that
-threads change only where one sleeps: what is counted is the work of a burst, not the convoys and collections that happen to fall into it.
+threads change only where one sleeps: what is counted is the work of a burst, not the convoys and collections that
+happen to fall into it.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def steps(way: str, n: int) -> dict[str, float]:
 def main(way: str, feature: str, mode: str, n: str) -> None:
     gc.disable()
     sys.setswitchinterval(60)
-    # What is done once in a millisecond is not counted: under an instrument that makes all slow it would be done always.
+    # What is done once in a millisecond is not counted: under an instrument, which makes all slow, it would be always.
     primitives.monotonic = primitives.wall_clock = itertools.repeat(1000.0).__next__
     WAYS[way](int(n), feature, mode)
 

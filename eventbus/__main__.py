@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .lowlevel import hot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     command = argparse.ArgumentParser(prog="python -m eventbus", description="An event bus for threads and asyncio.")
-    command.add_argument("--version", action="version", version=f"eventbus {__version__}")
+    version = f"eventbus {__version__}, the hot path in {hot.language()}"
+    command.add_argument("--version", action="version", version=version)
     commands = command.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",

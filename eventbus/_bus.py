@@ -124,6 +124,8 @@ class EventBus:
         ['hello world']
     """
 
+    __slots__ = ("__dict__", "__weakref__", "_engine", "_filler")
+
     def __init__(self, name: str = "eventbus", **options: Unpack[BusArguments]) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionTypeError(f"a bus's name must be a string, not {name!r}")
@@ -310,10 +312,6 @@ class EventBus:
             BusClosedError: The bus is closing or closed.
         """
         engine = self._engine
-        if hot.emit is not None:
-            swift = hot.emit(engine, Receipt, topic, payload, headers, require, follow, propagate_errors)
-            if swift is not None:
-                return swift
         route = engine.registry.routes.get(topic) if type(topic) is str else None
         if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)
@@ -567,3 +565,6 @@ def first_answer(receipt: Receipt) -> Any:
     if errors:
         raise group_errors(f"no handler of {topic!r} succeeded", errors)
     raise NoHandlerError(f"no handler of {topic!r} answered: {receipt!r}")
+
+
+hot.quicken(EventBus, Receipt)

@@ -95,6 +95,8 @@ class AsyncEventBus:
         ['hello world']
     """
 
+    __slots__ = ("__dict__", "__weakref__", "_binding", "_bus", "_closing", "_engine", "_executors", "_members")
+
     def __init__(
         self,
         bus: EventBus | AsyncEventBus | None = None,
@@ -337,11 +339,6 @@ class AsyncEventBus:
             BusClosedError: The bus is closing or closed.
         """
         engine = self._engine
-        if hot.emit is not None and timeout is None and self._closing is None:
-            binding = self._binding
-            swift = hot.emit(engine, Receipt, topic, payload, headers, require, follow, propagate_errors, binding)
-            if swift is not None:
-                return swift
         route = engine.registry.routes.get(topic) if type(topic) is str else None
         if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)
@@ -617,3 +614,4 @@ hot.bind_loops(
         "swap_task": swap_task,
     }
 )
+hot.quicken(AsyncEventBus, Receipt)

@@ -17,8 +17,8 @@ Guarantees
       slot's task was cancelled from outside, no handler begins until the next push on that loop or ``PAUSE`` later.
     * G14: while a handler runs, its slot's task runs nothing else, and cancelling that cancels only this delivery.
 
-Owner: the bus's monitor, but for ``scheduled``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and what is a
-slot's own, which the loop's thread alone touches.
+Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and
+what is a slot's own, which the loop's thread alone changes.
 """
 
 from __future__ import annotations
@@ -403,8 +403,13 @@ class LoopExecutor(Executor):
 
     def check(self) -> None:
         loop = self.loop()
-        if not self.gone and (loop is None or loop.is_closed()):
+        if self.gone:
+            return
+        if loop is None or loop.is_closed():
             self._end()
+        elif self.roused:
+            # It may be busy, or a signal handler that raised there made it lose what it was to call.
+            self.engine.monitor.after.append(self.bridge.ring_again)
 
     def _end(self) -> None:
         """In a step: the loop is gone. Its handlers end; those that were registered without one wait for another."""

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from eventbus import Event, EventBus, SubscriptionStats
+from eventbus import Event, EventBus, SubscriptionStats, __version__
 from eventbus.__main__ import main
+from eventbus.lowlevel import hot
 from eventbus_async import AsyncEventBus
 from eventbus_async._demo import figures
 from eventbus_async._demo.events import CPU, MEMORY, Cpu, Disk, Memory, Network, size
@@ -179,6 +180,19 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys:
         main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_version_says_in_what_the_hot_path_is(capsys: pytest.CaptureFixture[str]) -> None:
+    before = hot.use(False)
+    try:
+        for on in (False, True):
+            hot.use(on)
+            with pytest.raises(SystemExit):
+                main(["--version"])
+            language = "C" if on and hot.module is not None else "Python"
+            assert capsys.readouterr().out == f"eventbus {__version__}, the hot path in {language}\n"
+    finally:
+        hot.use(before)
 
 
 def test_an_output_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ typedef struct {
     HELD(OBJECT)
     PyCFunction append, popleft, appendleft; /* of deque */
     PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
+    PyObject *ident;
     NAMES(OBJECT)
     double sample_seconds, slice;
     Py_ssize_t eagers;
@@ -892,15 +893,16 @@ make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
     return made;
 }
 
-/* A receipt as Receipt.__init__ makes it, but for what the emit fills in. */
+/* A receipt as Receipt.__init__ makes it, but for what the emit fills in. Inline handlers run in the emitter's context
+   itself, so they need no copy of it. */
 static PyObject *
-make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, PyObject *payload)
+make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, PyObject *payload, int is_inline)
 {
     PyObject *seqs = SLOT(engine, s->e.seqs);
     double now = WALL_CLOCK(s);
     if (PyErr_Occurred())
         return NULL;
-    PyObject *context = PyContext_CopyCurrent();
+    PyObject *context = is_inline ? Py_NewRef(Py_None) : PyContext_CopyCurrent();
     PyObject *timestamp = PyFloat_FromDouble(now);
     PyObject *mark = Py_NewRef(s->no_time);
     PyObject *seq = NULL, *made = NULL;
@@ -1075,6 +1077,15 @@ finally:
     return passing;
 }
 
+/* A thread's ident as an object; remembered, since mostly one thread asks. */
+static PyObject *
+own_ident(State *s, unsigned long ident)
+{
+    if (s->ident == NULL || !is_ident(s->ident, ident))
+        Py_XSETREF(s->ident, PyLong_FromUnsignedLong(ident));
+    return Py_XNewRef(s->ident);
+}
+
 /* inline.run_inline(). */
 static int
 run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *cause)
@@ -1083,7 +1094,7 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     PyObject *outer = NULL;
     if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
         outer = cause;
-    PyObject *actor = PyLong_FromUnsignedLong(ident);
+    PyObject *actor = own_ident(s, ident);
     PyObject *passing = Py_NewRef(Py_None);
     int failed = actor == NULL;
     double started = failed ? 0.0 : MONOTONIC(s);
@@ -1160,12 +1171,11 @@ schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
     return 1;
 }
 
-/* emit(engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or None if this is none of
+/* An emit, given (engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or None if this is none of
    the common cases, and then nothing has been done. */
 static PyObject *
-emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
+emit(State *s, PyObject *const *args, Py_ssize_t count)
 {
-    State *s = PyModule_GetState(module);
     PyObject *engine = args[0], *topic = args[2];
     PyObject *registry = SLOT(engine, s->e.registry), *monitor = SLOT(engine, s->e.monitor);
     if (!s->on || (count == 9 && s->LoopExecutor == NULL) || !PyUnicode_CheckExact(topic) || args[4] != Py_None || args[5] != s->zero || args[6] != Py_False ||
@@ -1198,7 +1208,7 @@ emit(PyObject *module, PyObject *const *args, Py_ssize_t count)
             Py_SETREF(epoch, Py_NewRef(SLOT(cause, s->d.epoch)));
     }
     causing = Py_NewRef(cause == Py_None ? Py_None : SLOT(cause, s->d.receipt));
-    receipt = make_receipt(s, (PyTypeObject *)args[1], engine, topic, args[3]);
+    receipt = make_receipt(s, (PyTypeObject *)args[1], engine, topic, args[3], is_true(route, s->o.all_inline));
     if (receipt == NULL || (cause != Py_None && note_cause(s, receipt, causing) < 0))
         goto finally;
     if (count == 9) {
@@ -1342,6 +1352,153 @@ finally:
     return result;
 }
 
+/* emit(engine, make, ...): the same alone, to be looked at by tests. */
+static PyObject *
+emit_alone(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    return emit(PyModule_GetState(module), args, count);
+}
+
+/* The method emit() of a face: for a topic and a payload alone without a frame of Python, else the function it stands for,
+   for which all that is not done in C takes it: isinstance(), inspect, help(), mock, pickle, weak references. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *function, *module, *weak;
+    PyTypeObject *face, *make;
+    Offset engine, closing, binding; /* the latter two of the facade, else -1 */
+} Emit;
+
+static PyObject *
+emit_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    Emit *self = (Emit *)callable;
+    State *s = PyModule_GetState(self->module);
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    if (s->on && names == NULL && (count == 2 || count == 3) && PyObject_TypeCheck(args[0], self->face) &&
+        SLOT(args[0], self->engine) != NULL &&
+        (self->closing < 0 || (SLOT(args[0], self->closing) == Py_None && SLOT(args[0], self->binding) != NULL))) {
+        PyObject *given[9] = {SLOT(args[0], self->engine), (PyObject *)self->make, args[1],
+                              count == 3 ? args[2] : Py_None, Py_None, s->zero, Py_False, Py_None,
+                              self->closing < 0 ? NULL : SLOT(args[0], self->binding)};
+        Py_INCREF(args[0]); /* whoever calls holds it, but a handler may make him let go */
+        PyObject *receipt = emit(s, given, self->closing < 0 ? 8 : 9);
+        Py_DECREF(args[0]);
+        if (receipt != Py_None)
+            return receipt;
+        Py_DECREF(receipt);
+    }
+    return PyObject_Vectorcall(self->function, args, flags, names);
+}
+
+static PyObject *
+emit_get(PyObject *self, PyObject *face, PyObject *type)
+{
+    return face == NULL || face == Py_None ? Py_NewRef(self) : PyMethod_New(self, face);
+}
+
+static PyObject *
+emit_attribute(PyObject *self, PyObject *name)
+{
+    static const char *const own[] = {"__call__", "__get__", "__reduce__", "__reduce_ex__"};
+    PyObject *function = ((Emit *)self)->function;
+    if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0)
+        return Py_NewRef(function);
+    for (size_t index = 0; index < sizeof(own) / sizeof(own[0]); index++)
+        if (PyUnicode_CompareWithASCIIString(name, own[index]) == 0)
+            return PyObject_GenericGetAttr(self, name);
+    return PyObject_GetAttr(function, name);
+}
+
+static int
+emit_set_attribute(PyObject *self, PyObject *name, PyObject *value)
+{
+    return PyObject_SetAttr(((Emit *)self)->function, name, value);
+}
+
+/* Pickled and copied as functions are: by name. */
+static PyObject *
+emit_reduce(PyObject *self, PyObject *nothing)
+{
+    return PyObject_GetAttrString(((Emit *)self)->function, "__qualname__");
+}
+
+static PyObject *
+emit_repr(PyObject *self)
+{
+    return PyObject_Repr(((Emit *)self)->function);
+}
+
+static int
+emit_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((Emit *)self)->function);
+    Py_VISIT(((Emit *)self)->module);
+    Py_VISIT(((Emit *)self)->face);
+    Py_VISIT(((Emit *)self)->make);
+    return 0;
+}
+
+static void
+emit_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (((Emit *)self)->weak != NULL)
+        PyObject_ClearWeakRefs(self);
+    Py_XDECREF(((Emit *)self)->function);
+    Py_XDECREF(((Emit *)self)->module);
+    Py_XDECREF(((Emit *)self)->face);
+    Py_XDECREF(((Emit *)self)->make);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef emit_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Emit, vectorcall), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Emit, weak), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+/* Where it is not asked itself, as by help(). */
+static PyObject *
+emit_doc(PyObject *self, void *nothing)
+{
+    return PyObject_GetAttrString(((Emit *)self)->function, "__doc__");
+}
+
+static PyGetSetDef emit_getset[] = {
+    {"__doc__", emit_doc, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef emit_methods[] = {
+    {"__reduce__", emit_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot emit_slots[] = {
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_dealloc, emit_dealloc},
+    {Py_tp_descr_get, emit_get},
+    {Py_tp_getattro, emit_attribute},
+    {Py_tp_getset, emit_getset},
+    {Py_tp_members, emit_members},
+    {Py_tp_methods, emit_methods},
+    {Py_tp_repr, emit_repr},
+    {Py_tp_setattro, emit_set_attribute},
+    {Py_tp_traverse, emit_traverse},
+    {0, NULL},
+};
+
+static PyType_Spec emit_spec = {
+    "eventbus._engine._hot.Emit", sizeof(Emit), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR |
+        Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    emit_slots,
+};
+
 /* bind(names): the classes and objects that this works on. */
 
 static int
@@ -1468,6 +1625,31 @@ bind(PyObject *module, PyObject *names)
     Py_RETURN_NONE;
 }
 
+/* quicken(face, make): put an Emit in the place of a face's method emit. */
+static PyObject *
+quicken(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &emit_spec, NULL);
+    Emit *made = type == NULL ? NULL : (Emit *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
+    Py_XDECREF(type);
+    if (made == NULL)
+        return NULL;
+    made->vectorcall = emit_call;
+    made->module = Py_NewRef(module);
+    made->face = (PyTypeObject *)Py_NewRef(args[0]);
+    made->make = (PyTypeObject *)Py_NewRef(args[1]);
+    made->closing = made->binding = -1;
+    made->function = PyObject_GetAttrString(args[0], "emit");
+    int failed = made->function == NULL || find(args[0], "_engine", &made->engine) < 0;
+    if (!failed && PyObject_HasAttrString(args[0], "_closing"))
+        failed = find(args[0], "_closing", &made->closing) < 0 || find(args[0], "_binding", &made->binding) < 0;
+    failed = failed || PyObject_SetAttrString(args[0], "emit", (PyObject *)made) < 0;
+    Py_DECREF(made);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 /* bind_loops(names): the same for those of the facade. */
 static PyObject *
 bind_loops(PyObject *module, PyObject *names)
@@ -1508,6 +1690,13 @@ use(PyObject *module, PyObject *on)
     return PyBool_FromLong(before);
 }
 
+/* used(): the same, and changes nothing. */
+static PyObject *
+used(PyObject *module, PyObject *nothing)
+{
+    return PyBool_FromLong(((State *)PyModule_GetState(module))->on);
+}
+
 static PyMethodDef methods[] = {
     {"attend", (PyCFunction)(void (*)(void))attend, METH_FASTCALL, NULL},
     {"bind", bind, METH_O, NULL},
@@ -1517,7 +1706,9 @@ static PyMethodDef methods[] = {
     {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL, NULL},
     {"track", (PyCFunction)(void (*)(void))track, METH_FASTCALL, NULL},
     {"use", use, METH_O, NULL},
-    {"emit", (PyCFunction)(void (*)(void))emit, METH_FASTCALL, NULL},
+    {"emit", (PyCFunction)(void (*)(void))emit_alone, METH_FASTCALL, NULL},
+    {"used", used, METH_NOARGS, NULL},
+    {"quicken", (PyCFunction)(void (*)(void))quicken, METH_FASTCALL, NULL},
     {"flow", (PyCFunction)(void (*)(void))flow, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -1571,6 +1762,7 @@ release(void *module)
     for (int state = LINED; state <= SETTLED; state++)
         Py_CLEAR(s->states[state]);
     NAMES(CLEAR)
+    Py_CLEAR(s->ident);
 }
 
 static PyModuleDef_Slot slots[] = {

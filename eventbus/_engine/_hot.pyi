@@ -1,7 +1,7 @@
 """What `_hot.c` offers; see there."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Worker
@@ -9,23 +9,12 @@ from .engine import Engine
 from .mailbox import Mailbox
 from .receipt import Receipt
 
-R = TypeVar("R", bound=Receipt)
-
 def bind(names: Mapping[str, Any], /) -> None: ...
 def bind_loops(names: Mapping[str, Any], /) -> None: ...
 def use(on: bool, /) -> bool: ...
-def emit(
-    engine: Engine,
-    make: type[R],
-    topic: Any,
-    payload: Any,
-    headers: Any,
-    require: Any,
-    follow: Any,
-    propagate_errors: Any,
-    binding: Any = ...,
-    /,
-) -> R | None: ...
+def emit(engine: Engine, make: type[Receipt], *given: Any) -> Receipt | None: ...
+def used() -> bool: ...
+def quicken(face: type[Any], make: type[Receipt], /) -> None: ...
 def flow(
     engine: Engine, worker: Worker, delivery: Delivery, box: Mailbox, until: float, /
 ) -> tuple[Delivery, Any, BaseException | None, float] | Delivery | None: ...

@@ -2,12 +2,13 @@
 
 What else is done to a bus stands in modules of its own: draining.py, closing.py, process.py (fork and exit), waits.py.
 
-Linearization points (each is one step of the monitor, but for calls that interrupt a step: then it is the put-off one)
-    emit      :meth:`_admit`: reads the route and the bus's state, makes all deliveries
+Linearization points (each is one step of the monitor or one section, see ``primitives.SECTIONS``, in Python or in C;
+for calls that interrupt a step it is the put-off one)
+    emit      :meth:`_admit`, or the first section of :meth:`_emit_in_sections`: all deliveries are made
     on        :meth:`_register`: from here on routes contain the mailbox
     cancel    :meth:`_cancel`: from here on they do not, and nothing is claimed
-    claim     :meth:`Executor.pull`, within a worker's step
-    settle    :meth:`settle`: a delivery's outcome, once
+    claim     ``Mailbox.claim`` within a worker's step, or a section of whoever runs the mailbox
+    settle    :meth:`settle`, or the section in ``turn``: a delivery's outcome, once
     drain     ``draining.new_epoch``: what was accepted earlier is in an older epoch
     close     ``closing.begin_close`` (draining), ``closing._end_close`` (closed)
 
@@ -579,7 +580,7 @@ class Engine:
     ) -> None:
         """In a step that a signal handler broke by raising: cancel what was not admitted, so that the sums hold.
 
-        All but the last delivery that was counted are whole; those of inline handlers are seen to by :meth:`emit`.
+        All but the last delivery that was counted are whole; :meth:`_emit_in_step` sees to those of inline handlers.
         """
         for box in boxes:
             box.purge()

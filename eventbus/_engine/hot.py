@@ -23,7 +23,7 @@ else:
     if os.environ.get("EVENTBUS_PURE"):
         module = None
 
-__all__ = ["attend", "bind", "bind_loops", "drain", "emit", "flow", "resume", "serve", "track", "use"]
+__all__ = ["attend", "bind", "bind_loops", "drain", "flow", "language", "quicken", "resume", "serve", "track", "use"]
 
 
 def bind(names: Mapping[str, Any]) -> None:
@@ -35,10 +35,21 @@ def bind(names: Mapping[str, Any]) -> None:
             pass  # this Python's classes are not as those that it knows: it refuses everything
 
 
+def language() -> str:
+    """What the hot path is written in, here and now: ``C`` or ``Python``."""
+    return "C" if module is not None and module.used() else "Python"
+
+
 def bind_loops(names: Mapping[str, Any]) -> None:
     """The same for those of the facade."""
     if module is not None:
         module.bind_loops(names)
+
+
+def quicken(face: type[Any], make: type[Any]) -> None:
+    """Have the method ``emit`` of a face be in C; it looks like the function in whose place it stands."""
+    if module is not None:
+        module.quicken(face, make)
 
 
 def use(on: bool) -> bool:
@@ -48,7 +59,6 @@ def use(on: bool) -> bool:
 
 attend = None if module is None else module.attend
 drain = None if module is None else module.drain
-emit = None if module is None else module.emit
 flow = None if module is None else module.flow
 resume = None if module is None else module.resume
 serve = None if module is None else module.serve

@@ -5,7 +5,7 @@ cost does not depend on how many other topics and subscriptions there are. What 
 names is bounded.
 
 Owner: everything here is changed under the bus's monitor. ``Registry.routes`` may be read without it (one dictionary
-look-up, atomic on every build) by those who check again inside a step.
+look-up, atomic on every build) by those who check again inside a step or section.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ class Registry:
                     exact.add(box)
                 self._forget(pattern)
 
-    def remove(self, box: Mailbox) -> bool:
-        """Take a mailbox out; tells whether it was in. O(levels)."""
+    def remove(self, box: Mailbox) -> None:
+        """Take a mailbox out, if it is in. O(levels)."""
         if box.id not in self.boxes:
-            return False
+            return
         for pattern in box.patterns:
             if "*" in pattern:
                 self._prune(pattern, box.id)
@@ -159,7 +159,6 @@ class Registry:
                         self._other.emits += exact.emits
                         del self._exact[pattern]
         del self.boxes[box.id]  # last, for a signal handler that raises: then it is done again
-        return True
 
     def route(self, topic: str) -> Route:
         """The route of a topic: the remembered one if it still holds, else made and remembered."""

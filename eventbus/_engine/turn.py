@@ -1,7 +1,7 @@
 """One turn of whoever runs a mailbox: settle the delivery that has ended well and claim the next, in one section.
 
-Used by the dispatcher's threads and by the facade's tasks. Where anything else is to be done at the end of a call, or
-somebody is in a step, it does nothing, and the caller makes a step.
+Used by the dispatcher's threads, by the facade's tasks and, to settle only, by emits that run inline handlers. Where
+anything else is to be done at the end of a call, or somebody is in a step, it does nothing and the caller makes a step.
 
 Owner: the bus's monitor, as of a step: on builds with a GIL nobody is in one while a section runs.
 """

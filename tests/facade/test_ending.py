@@ -19,6 +19,7 @@ from kit import BOUND, Gate, dies, settled, soon, threads_of
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
 from eventbus import BusClosedError, CloseReport, EventBus, OptionError, Status
+from eventbus._engine import primitives
 from eventbus_async import AsyncEventBus
 from eventbus_async._runner import LoopExecutor
 
@@ -605,6 +606,32 @@ def test_g12_an_emit_of_a_signal_handler_wakes_a_loop_that_sleeps() -> None:
                 assert loop.time() - start < 3
             finally:
                 signal.signal(signal.SIGALRM, before)
+
+    run(main())
+
+
+def test_g12_a_ring_that_a_loop_has_lost_is_repeated_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that raises within the loop's own code can make it lose what it was about to call."""
+    ring = primitives.wake_loop
+    lost: list[Any] = []
+
+    def lose_one(loop: Any, callback: Any, context: Any) -> None:
+        if lost:
+            ring(loop, callback, context)
+        else:
+            lost.append(callback)
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+
+            async def handler(payload: int) -> int:
+                return payload + 1
+
+            bus.on("a", handler)
+            monkeypatch.setattr(primitives, "wake_loop", lose_one)
+            receipt = await asyncio.to_thread(lambda: bus.bus.emit("a", 1).wait(BOUND))
+            assert lost
+            assert receipt.results() == [2]
 
     run(main())
 

@@ -74,7 +74,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[bool]:
 @pytest.mark.skipif(not BUILT.exists() or bool(os.environ.get("EVENTBUS_PURE")), reason="not built for this Python")
 def test_where_it_is_built_it_is_used() -> None:
     assert hot.module is not None
-    assert hot.emit is not None
+    assert hot.module is not None
     assert hot.use(True), "it is built, but bind() did not know this Python's classes"
 
 
@@ -140,7 +140,7 @@ def test_the_environment_leaves_it_out() -> None:
     code = """
         from eventbus import EventBus
         from eventbus._engine import hot
-        assert hot.emit is None and hot.track is None and hot.use(True) is False
+        assert hot.module is None and hot.track is None and hot.use(True) is False
         with EventBus() as bus:
             bus.on("a", lambda payload: payload + 1)
             assert bus.emit("a", 1).wait(10).results() == [2]
@@ -1115,7 +1115,7 @@ NO_MEMORY = """
         before = bus.stats().totals
         _testcapi.set_nomemory(point, point + 1)
         try:
-            told = hot.emit(engine, Receipt, topic, point, None, 0, False, None)
+            told = hot.module.emit(engine, Receipt, topic, point, None, 0, False, None)
         except MemoryError:
             told = "MemoryError"
         finally:

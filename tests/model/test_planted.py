@@ -20,6 +20,7 @@ from . import concurrent
 pytestmark = [
     pytest.mark.leaves("threads", "tasks", reason="a planted bug may abandon handlers, which then never end"),
     pytest.mark.timeout(180),
+    pytest.mark.usefixtures("untraced"),  # there is nothing in a bus with a bug that is to be measured
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of handlers that a bug abandons
 ]

@@ -8,34 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, soon
+from kit import BOUND, LONG, Gate, Log, Team, an_hour_goes_by, past, soon
 
-from eventbus import DeadlockError, EventBus, EventTimeoutError, OptionError, Receipt, Status
-from eventbus._engine import primitives
+from eventbus import DeadlockError, EventBus, EventTimeoutError, OptionError, Status
 
 SHORT = 0.005
-LONG = 3600.0  # more than any test takes: this time is up when a test says so
-
-
-def an_hour_goes_by(bus: EventBus) -> None:
-    """What has a deadline now is past it. The clock alone is not real."""
-    engine = bus._engine
-    timer = engine.timer
-
-    def goes_by() -> None:
-        for entry in timer._heap:
-            entry[0] = primitives.monotonic()
-        timer._until = 0.0
-        engine.monitor.after.append(timer._sleeper.wake)
-
-    engine.look(goes_by)
-
-
-def past(bus: EventBus, gate: Gate, receipt: Receipt, entered: int = 1) -> Receipt:
-    """The handler has begun, and its time is up: on a busy machine it might be up before."""
-    gate.entered(entered)
-    an_hour_goes_by(bus)
-    return receipt.wait(BOUND)
 
 
 def test_g7_a_delivery_past_its_time_out_is_settled_while_the_handler_goes_on(bus: EventBus) -> None:

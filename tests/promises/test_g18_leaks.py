@@ -277,6 +277,7 @@ def growth(work: Callable[[], None], rounds: int = 4) -> int:
     return min(grown)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_emitting_does_not_grow_memory() -> None:
     """Topics that nobody names, new ones in each round. A single block for each would be 10,000."""
     numbers = itertools.count()
@@ -292,6 +293,8 @@ def test_emitting_does_not_grow_memory() -> None:
         assert len(bus.stats().topics) < 2_000
 
 
+@pytest.mark.timeout(300)  # on a machine that is busy with other things
+@pytest.mark.usefixtures("untraced")
 def test_a_hundred_thousand_topics_do_not_grow_memory() -> None:
     """What is remembered and counted for topics that nobody names is bounded; each emit is counted all the same."""
     with EventBus() as bus:
@@ -315,6 +318,7 @@ def test_a_hundred_thousand_topics_do_not_grow_memory() -> None:
         assert len(stats.topics) < 2_000
 
 
+@pytest.mark.usefixtures("untraced")
 def test_churn_does_not_grow_memory() -> None:
     with EventBus() as bus:
 
@@ -347,6 +351,7 @@ def test_topics_that_are_never_used_again_keep_no_mailbox() -> None:
         assert len(boxes) == 0
 
 
+@pytest.mark.usefixtures("untraced")
 def test_many_buses_leave_nothing_behind() -> None:
     """One module hook for fork and exit, over weak references: none per bus."""
 

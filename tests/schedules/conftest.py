@@ -10,7 +10,7 @@ from kit_schedule.explore import tally
 
 
 @pytest.fixture(autouse=True)
-def no_carriers() -> Iterator[None]:
+def no_carriers(untraced: None) -> Iterator[None]:
     """They serve one schedule after another, but only those of one test."""
     yield
     Carrier.dismiss()
