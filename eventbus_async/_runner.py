@@ -853,11 +853,13 @@ _OWN = (Slot.run.__code__, Slot.drain.__code__, _enter.__code__, _rest.__code__)
 
 
 def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:
-    before = asyncio.current_task(loop)
-    if before is not None:
-        _leave_task(loop, before)
+    tasks: dict[AbstractEventLoop, Any] = asyncio.tasks._current_tasks
+    before = tasks.get(loop)
+    # No call from here on: a signal handler that raises leaves it either undone or done and told.
     if task is not None:
-        _enter_task(loop, task)
+        tasks[loop] = task
+    elif before is not None:
+        del tasks[loop]
     return before
 
 

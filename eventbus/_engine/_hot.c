@@ -172,7 +172,7 @@ length(PyObject *container)
 #define MONOTONIC_ID CLOCK_UPTIME_RAW
 #elif defined(CLOCK_HIGHRES)
 #define MONOTONIC_ID CLOCK_HIGHRES
-#elif defined(CLOCK_MONOTONIC) && !defined(__APPLE__)
+#elif defined(CLOCK_MONOTONIC) && !defined(__APPLE__) && !defined(_WIN32)
 #define MONOTONIC_ID CLOCK_MONOTONIC
 #else
 #define MONOTONIC_ID (-1) /* by a call */
@@ -783,11 +783,15 @@ lend(State *s, PyObject *executor, PyObject *slot, PyObject *loop, int in_task, 
         Py_XDECREF(came);
     }
     PyObject *after = swap_task(s, loop, before);
+    if (after == NULL) { /* a signal handler's exception, on 3.11: it is as it was */
+        if (error == NULL)
+            error = take_error();
+        PyErr_Clear();
+        after = swap_task(s, loop, before);
+        PyErr_Clear();
+    }
     Py_DECREF(before);
-    if (after == NULL && error == NULL)
-        error = take_error();
     Py_XDECREF(after);
-    PyErr_Clear();
     if (error != NULL)
         note(s, error, monitor, s->mend_slot, executor, slot, NULL, NULL, NULL);
     else if (SLOT(slot, s->sl.suspended) != Py_False || SLOT(slot, s->sl.yielding) != Py_False ||

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import gc
 import importlib.util
+import inspect
 import logging
 import os
 import random
@@ -73,7 +74,6 @@ def path(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 @pytest.mark.skipif(not BUILT.exists() or bool(os.environ.get("EVENTBUS_PURE")), reason="not built for this Python")
 def test_where_it_is_built_it_is_used() -> None:
-    assert hot.module is not None
     assert hot.module is not None
     assert hot.use(True), "it is built, but bind() did not know this Python's classes"
 
@@ -414,6 +414,50 @@ def churn(bus: EventBus) -> Step:
     return step
 
 
+def churn_inline(bus: EventBus) -> Step:
+    """The first delivery of each is begun in a step."""
+
+    def step() -> None:
+        with bus.on("topic", same, inline=True), bus.on("topic", failing, inline=True):
+            bus.emit("topic", 7)
+
+    return step
+
+
+def cancelled_inline(bus: EventBus) -> Step:
+    """The second ends before its turn has come."""
+
+    def step() -> None:
+        handles: list[Any] = []
+        handles.append(bus.on("topic", lambda payload: handles[1].cancel() and None, inline=True))
+        handles.append(bus.on("topic", same, inline=True))
+        assert bus.emit("topic", 7).outcomes[1].status is Status.CANCELLED
+        handles[0].cancel()
+
+    return step
+
+
+def chain(bus: EventBus) -> Step:
+    depths: list[int] = []
+    bus.on("topic", lambda payload: bus.emit("second", payload) and None)
+    bus.on("second", lambda payload: bus.emit("third", payload) and None)
+    bus.on("third", lambda payload: bus.emit("fourth", payload) and None)
+
+    def last(event: Event) -> None:
+        depths.append(event.depth)
+
+    bus.on("fourth", last)
+
+    def step() -> None:
+        receipt = bus.emit("topic", 7)
+        bus.drain(BOUND)
+        assert receipt.done
+        assert depths == [3]
+        depths.clear()
+
+    return step
+
+
 def in_a_context(bus: EventBus) -> Step:
     variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
     bus.on("topic", lambda payload: variable.get() and None)
@@ -461,6 +505,7 @@ SYNC: dict[str, Callable[[EventBus], Step]] = {
     "thread, time-out": on_thread(same, timeout=30.0),
     "thread, keyed": on_thread(same, key=type),
     "thread, nested": nested,
+    "thread, chain": chain,
     "thread, fan-out": fan_out,
     "thread, observers": observers,
     "thread, context": in_a_context,
@@ -473,6 +518,8 @@ SYNC: dict[str, Callable[[EventBus], Step]] = {
     "refused": refused,
     "closed": shut,
     "churn": churn,
+    "churn, inline": churn_inline,
+    "cancelled, inline": cancelled_inline,
 }
 
 
@@ -548,6 +595,21 @@ async def a_cancelling(payload: Any) -> None:
 
 async def a_cancelled(payload: Any) -> None:
     raise asyncio.CancelledError
+
+
+class Marked:
+    """Says that it is a coroutine function, and gives something else that can be awaited."""
+
+    _is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)  # for Python 3.11
+
+    def __init__(self) -> None:
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(self)
+
+    def __call__(self, payload: Any) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(payload)
+        return future
 
 
 def a_nested(bus: AsyncEventBus) -> Act:
@@ -660,6 +722,7 @@ ASYNC: dict[str, Callable[[AsyncEventBus], Act]] = {
     "error later": on_loop(a_failing_later),
     "cancels itself": on_loop(a_cancelling),
     "raises CancelledError": on_loop(a_cancelled),
+    "marked": on_loop(Marked()),
     "time-out": on_loop(a_same, timeout=30.0),
     "nested": a_nested,
     "waiter cancelled": a_waiter_cancelled,
