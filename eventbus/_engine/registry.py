@@ -125,7 +125,8 @@ class Registry:
         for pattern in box.patterns:
             if "*" in pattern:
                 self._place(pattern)[box.id] = box
-                self.generation += 1  # every remembered route may be out of date; each is looked at when next used
+                self.generation += 1  # for emits that have looked a route up already: any may be out of date
+                self.routes = {}  # one that is never looked at again must not keep what it once reached (G18)
             else:
                 exact = self._exact.get(pattern)
                 if exact is None:
@@ -145,6 +146,7 @@ class Registry:
             if "*" in pattern:
                 self._prune(pattern, box.id)
                 self.generation += 1
+                self.routes = {}
             else:
                 self._forget(pattern)
                 exact = self._exact.get(pattern)

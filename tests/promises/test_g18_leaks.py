@@ -18,6 +18,7 @@ import pytest
 from kit import BOUND, Gate, dies
 
 from eventbus import Event, EventBus, Receipt, Topic
+from eventbus._engine.mailbox import Mailbox
 
 variable: ContextVar[Any] = ContextVar("variable", default=None)
 
@@ -327,6 +328,23 @@ def test_churn_does_not_grow_memory() -> None:
 
         assert growth(work) < 300
         assert bus.topics() == ()
+
+
+def test_topics_that_are_never_used_again_keep_no_mailbox() -> None:
+    """What comes and goes with a pattern of its own (a client, say) leaves nothing in what is remembered of topics."""
+    with EventBus() as bus:
+        numbers = itertools.count()
+
+        def work() -> None:
+            for n in itertools.islice(numbers, 300):
+                with bus.on(f"client-{n}/*", lambda payload: None, inline=True):
+                    bus.emit(f"client-{n}/said", "hello")
+
+        work()
+        work()
+        gc.collect()
+        boxes = [each for each in gc.get_objects() if type(each) is Mailbox and each.engine is bus._engine]
+        assert len(boxes) == 0
 
 
 def test_many_buses_leave_nothing_behind() -> None:
