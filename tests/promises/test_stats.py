@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import random
+import sys
 import threading
 import weakref
 from typing import Any
@@ -23,6 +26,7 @@ from eventbus import (
     Status,
     SubscriptionStats,
 )
+from eventbus._engine.latency import Histogram
 
 OUTCOMES = ("delivered", "failed", "timed_out", "cancelled", "dropped", "rejected")
 
@@ -170,6 +174,35 @@ def test_the_count_of_a_topic_does_not_change_when_it_is_registered_or_dropped(b
     bus.emit("t")
     assert bus.stats().topics["t"] == 5
     assert bus.stats().events == 5
+
+
+def test_latencies_are_exact_to_five_percent_however_they_are_merged() -> None:
+    rng = random.Random(5)
+    for _ in range(20):
+        samples = sorted(10 ** rng.uniform(-8, 3) for _ in range(rng.randint(1, 300)))
+        parts = [Histogram() for _ in range(3)]
+        for each in rng.sample(samples, len(samples)):
+            rng.choice(parts).add(each)
+        whole = Histogram()
+        for part in parts:
+            whole.merge(part)
+        found = whole.latency()
+        assert (found.count, found.max) == (len(samples), samples[-1])
+        for share, value in ((0.5, found.p50), (0.99, found.p99)):
+            assert value == pytest.approx(samples[math.ceil(share * len(samples)) - 1], rel=0.05)
+
+
+def test_latencies_take_no_more_memory_with_each_sample() -> None:
+    """G18: not an object for each bucket either, which would be made anew with each sample."""
+    rng = random.Random(5)
+    histogram = Histogram()
+    histogram.add(1e-8)
+    histogram.add(1e3)
+    before = sys.getallocatedblocks()
+    for _ in range(20_000):
+        histogram.add(10 ** rng.uniform(-8, 3))
+    assert sys.getallocatedblocks() - before < 50
+    assert histogram.count == 20_002
 
 
 def test_latencies_are_sampled(bus: EventBus) -> None:
