@@ -104,14 +104,14 @@ def figures() -> list[str]:
             f"{schedules['python']}; promises broken: {len(schedules['failures']) or 'none'}."
         )
     if soak := kept("soak.json"):
-        memory = soak["memory"]
+        resident = soak["memory"]["slopes"]["resident at rest, KiB"]
         broken = [f"{count:,} {what}" for what, count in soak["must be zero"].items() if count]
         lines.append(
             f"- **Soak** (`python -m benchmarks soak`): {soak['events']:,} events and {soak['deliveries']:,} "
             f"deliveries in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and the like: "
-            f"{', '.join(broken) or 'zero'}; resident memory: {memory['slope, KiB a minute']:,.0f} KiB a minute, "
-            f"with a noise of {memory['noise, KiB a minute']:,.0f}. The run's verdict, which demands zeros and a "
-            f"slope within the noise: {soak['verdict']}."
+            f"{', '.join(broken) or 'zero'}; resident memory at rest: {resident['a minute']:+,.0f} KiB a minute, "
+            f"with a noise of {resident['noise']:,.0f}. The run's verdict, which demands zeros and slopes of memory "
+            f"within their noise: {soak['verdict']}."
         )
     return lines
 

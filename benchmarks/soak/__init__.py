@@ -1,12 +1,15 @@
 """``python -m benchmarks soak --minutes N``: a bus under everything at once, watched for as long as one likes.
 
 Threads and loops that come and go use one bus, with every policy and fault there is (``players.py``, ``handlers.py``);
-a judge checks all of it as it happens, in bounded memory (``history.py``); what the process holds is sampled
+a judge checks all of it as it happens, in bounded memory (``history.py``). What else there is in the two packages is
+used beside it (``guests.py``). The first half of a run is load without a pause. In the second half everybody comes to
+rest now and then: nothing may be left running, and what the process holds then is what a leak would add to
 (``watch.py``). The verdict, its figures and a plot of the memory are kept in ``results/soak.json`` and ``soak.svg``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -16,6 +19,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "main", "soak"]
 
 KEPT_SAMPLES = 600
-FEWEST = 12  # samples, for a slope, also on a machine that is busy elsewhere
+FEWEST = 12  # samples, also on a machine that is busy elsewhere
 REST = 10.0  # seconds within which threads that have nothing to do end
+BETWEEN = 8.0  # seconds between two rests, at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,51 +58,72 @@ class Complaints(logging.Handler):
 
 def soak(seconds: float, seed: int, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Run for so long, and a little more until everything has ended; gives the document that is kept."""
+    before = threading.active_count(), watch.handles()
     world = World(seed)
-    threads, handles = threading.active_count(), watch.handles()
+    threads, handles = before[0], watch.handles()
     restore = complain(world.history)
     complaints = Complaints(world)
     loud, quiet = logging.getLogger("asyncio"), logging.getLogger("eventbus")
-    before = quiet.propagate, loud.propagate
+    propagated = quiet.propagate, loud.propagate
     quiet.propagate = loud.propagate = False
     loud.addHandler(complaints)
     silent = logging.NullHandler()
     quiet.addHandler(silent)
-    samples: list[watch.Sample] = []
+    interval = min(1.0, seconds / 20)
+    record = watch.Record(2 * int(seconds / interval) + FEWEST)
     began = time.monotonic()
-    try:
+    told = 0.0
+
+    def look(rest: bool = False) -> float:
+        """Take a sample; gives the seconds since the begin."""
+        nonlocal told
+        now = time.monotonic() - began
+        sample = watch.look(now, world.tasks(), world.history.events, rest)
+        record.append(sample)
+        if now - told >= 15:
+            told = now
+            tell(line(sample, world))
+        return now
+
+    def play(until: float, fewest: int = 0) -> None:
+        """Load without a pause."""
         world.begin()
-        interval = min(1.0, seconds / 20)
-        told = began
-        while (now := time.monotonic()) - began < seconds or len(samples) < FEWEST:
-            samples.append(watch.look(now - began, world.tasks(), world.history.events))
-            if now - told >= 15:
-                told = now
-                tell(line(samples[-1], world))
+        while look() < until or len(record) < fewest:
             time.sleep(interval)
+
+    try:
+        play(seconds / 2, FEWEST)
+        while True:
+            world.rest()
+            judge_leftovers(world, threads, handles)
+            now = look(rest=True)
+            if now >= seconds:
+                break
+            play(min(seconds, now + min(BETWEEN, seconds / 10)))
         took = time.monotonic() - began
         world.end()
-        judge_leftovers(world, threads, handles)
+        judge_leftovers(world, *before)
     finally:
         restore()
         loud.removeHandler(complaints)
         quiet.removeHandler(silent)
-        quiet.propagate, loud.propagate = before
+        quiet.propagate, loud.propagate = propagated
     totals = world.bus.stats().totals
-    return document(world, samples, took, totals)
+    return document(world, list(record), took, totals)
 
 
 def line(sample: watch.Sample, world: World) -> str:
     broken = sum(world.history.found.values())
     return (
         f"{sample.seconds:6.0f} s  {sample.events:,} events  {sample.memory / watch.MIB:.1f} MiB"
-        f"  {sample.blocks:,} blocks  {sample.threads} threads  {sample.tasks} tasks  {sample.handles} handles"
+        f"  {sample.blocks:,} blocks  {sample.heap / watch.MIB:.2f} MiB heap"
+        f"  {sample.threads} threads  {sample.tasks} tasks  {sample.handles} handles"
         f"  {broken} broken"
     )
 
 
 def judge_leftovers(world: World, threads: int, handles: int) -> None:
-    """Nothing may be left: threads that idle have some seconds to end."""
+    """At rest nothing may be left: threads that idle have some seconds to end."""
     flag = world.history.flag
     tasks = world.tasks()
     if tasks or world.loops:
@@ -118,11 +144,7 @@ def document(world: World, samples: list[watch.Sample], took: float, totals: Any
     """All that is kept of a run."""
     history = world.history
     figures = {name: history.found[name] for name in FIGURES}
-    times = [sample.seconds for sample in samples]
-    memory = watch.slope(times, [sample.memory for sample in samples])
-    blocks = watch.slope(times, [sample.blocks for sample in samples])
-    long_enough = took >= watch.JUDGED_FROM
-    grows = long_enough and memory.grows
+    memory = judge_memory(samples, took)
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     return {
         "when": time.strftime("%Y-%m-%d"),
@@ -132,45 +154,93 @@ def document(world: World, samples: list[watch.Sample], took: float, totals: Any
         "seed": world.seed,
         "seconds": round(took, 1),
         "minutes": round(took / 60, 2),
-        "verdict": "broken" if any(figures.values()) or grows else "held",
+        "verdict": "broken" if any(figures.values()) or memory["grows"] else "held",
         "events": history.events,
         "deliveries": totals.deliveries,
         "outcomes": {name: getattr(totals, name) for name in OUTCOMES},
         "subscriptions": world.subscribed,
         "loops": world.lives,
         "small buses closed": world.small,
+        "rests": sum(each.rest for each in samples),
+        "visits of guests": world.guests.visits,
         "requests": world.asked,
         "read from streams": world.streamed,
         "must be zero": figures,
         "meaning": FIGURES,
-        "memory": {
-            "judged": long_enough,
-            "grows": grows,
-            "slope, KiB a minute": round(memory.per_minute / 1024, 1),
-            "noise, KiB a minute": round(memory.noise / 1024, 1),
-            "slope, blocks a minute": round(blocks.per_minute),
-            "noise, blocks a minute": round(blocks.noise),
-            "how": "Theil-Sen over the second half; noise: the middle 90 % of the residuals over that time",
-        },
+        "memory": memory,
         "remarks": history.remarks,
-        "samples": [asdict(each) for each in samples[:: -(-len(samples) // KEPT_SAMPLES) or 1]],
+        "samples": [asdict(each) for each in thin(samples)],
     }
 
 
+def thin(samples: list[watch.Sample]) -> list[watch.Sample]:
+    """Those that are kept: of the load no more than can be drawn, and every rest."""
+    step = -(-len(samples) // KEPT_SAMPLES) or 1
+    return [each for place, each in enumerate(samples) if each.rest or place % step == 0]
+
+
+def judge_memory(samples: list[watch.Sample], took: float) -> dict[str, Any]:
+    """Whether something grows: of four slopes none may be steeper than its noise."""
+    slopes = {name: slope for name, find in MEASURES.items() if (slope := find(samples)) is not None}
+    judged = took >= watch.JUDGED_FROM and len(slopes) == len(MEASURES)
+    return {
+        "judged": judged,
+        "grows": judged and any(slope.grows for slope in slopes.values()),
+        "slopes": {
+            name: {"a minute": round(slope.per_minute, 1), "noise": round(slope.noise, 1), "grows": slope.grows}
+            for name, slope in slopes.items()
+        },
+        "how": HOW,
+    }
+
+
+def at_rest(samples: list[watch.Sample], name: str, unit: int = 1, grain: int = 0) -> watch.Slope | None:
+    """The slope of what is measured at rest."""
+    return fit([each for each in samples if each.rest], name, unit, grain)
+
+
+def under_load(samples: list[watch.Sample], name: str, unit: int = 1) -> watch.Slope | None:
+    """The slope of the load without a pause; its first half is for what fills up and is bounded."""
+    long = list(itertools.takewhile(lambda each: not each.rest, samples))
+    return fit(long[len(long) // 2 :], name, unit)
+
+
+def fit(samples: list[watch.Sample], name: str, unit: int, grain: int = 0) -> watch.Slope | None:
+    if len(samples) < 4:
+        return None
+    return watch.slope([each.seconds for each in samples], [getattr(each, name) / unit for each in samples], grain)
+
+
+MEASURES: dict[str, Callable[[list[watch.Sample]], watch.Slope | None]] = {
+    "resident at rest, KiB": partial(at_rest, name="memory", unit=1024, grain=1024),
+    "C heap in use at rest, KiB": partial(at_rest, name="heap", unit=1024),
+    "blocks in use at rest": partial(at_rest, name="blocks"),
+    "blocks in use under load": partial(under_load, name="blocks"),
+}
+HOW = (
+    "Theil-Sen. At rest: every player's thread has ended, garbage is collected, and glibc has given back what it can."
+    " Under load: the second half of the first half of the run, which has no rest. Noise: the middle 90 % of the"
+    " residuals over the time; of resident memory at least 1 MiB over it, for Python takes memory in such arenas."
+)
 OUTCOMES = ("delivered", "failed", "timed_out", "cancelled", "dropped", "rejected")
+
+
+COUNTED = ("subscriptions", "loops", "small buses closed", "requests", "visits of guests", "rests")
 
 
 def tables(found: dict[str, Any]) -> str:
     """A run for the terminal."""
     memory = found["memory"]
-    unit = "KiB a minute"
     lines = [
         ["seconds", f"{found['seconds']:,}"],
         *([name, f"{found[name]:,}"] for name in ("events", "deliveries")),
         *([f"  {name}", f"{count:,}"] for name, count in found["outcomes"].items()),
-        *([name, f"{found[name]:,}"] for name in ("subscriptions", "loops", "small buses closed", "requests")),
+        *([name, f"{found[name]:,}"] for name in COUNTED),
         *([name, f"{count:,}"] for name, count in found["must be zero"].items()),
-        ["memory slope", f"{memory[f'slope, {unit}']:,} ± {memory[f'noise, {unit}']:,} {unit}"],
+        *(
+            [f"{name}, a minute", f"{slope['a minute']:+,.1f} ± {slope['noise']:,.1f}"]
+            for name, slope in memory["slopes"].items()
+        ),
         ["memory", "grows" if memory["grows"] else "steady" if memory["judged"] else "too short to be judged"],
         ["verdict", found["verdict"]],
     ]
@@ -180,7 +250,7 @@ def tables(found: dict[str, Any]) -> str:
 def drawing(found: dict[str, Any]) -> str:
     """The plot of a document."""
     samples = [watch.Sample(**each) for each in found["samples"]]
-    memory = watch.slope([each.seconds for each in samples], [each.memory for each in samples])
+    memory = at_rest(samples, "memory")
     broken = sum(found["must be zero"].values())
     caption = f"{found['events']:,} events, {found['deliveries']:,} deliveries, {broken} broken promises"
     return watch.plot(samples, memory, caption)

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-__all__ = ["ASK", "TOPICS", "choose_options", "choose_patterns", "coroutine_handler", "plain_handler", "responder"]
+__all__ = [
+    "ALL_TOPICS",
+    "ASK",
+    "RESIDENTS",
+    "TOPICS",
+    "choose_options",
+    "choose_patterns",
+    "coroutine_handler",
+    "plain_handler",
+    "responder",
+]
 
 TOPICS = ("a/x", "a/y", "b/x", "b/y", "b/y/deep", "c")
 ASK = "ask"  # of requests: nothing but responders and observers listens to it
@@ -38,6 +48,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "*/y/**": ("a/y", "b/y", "b/y/deep"),
 }
 EVERYTHING = "**"
+ALL_TOPICS = ["a/*", "b/**", "c"]
 
 
 class Fault(Exception):
@@ -83,10 +94,20 @@ def by_key(event: Event) -> str:
     return str(event.payload.key)
 
 
+# Of subscriptions that live as long as the bus.
+RESIDENTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"lane": "one", "max_pending": None},
+    {"concurrency": 3, "key": by_key, "max_pending": 40},
+    {"max_pending": 5, "overflow": "drop_oldest"},
+)
+
+
 def plain_handler(history: History, bus: Any, sub: Sub, rng: random.Random, options: dict[str, Any]) -> Any:
     """A plain function, for the dispatcher's threads, or inline in the emitter's."""
     inline = bool(options.get("inline"))
     timed = "timeout" in options
+    stays = options.get("stays", False)
 
     def handler(event: Event) -> int:
         emit = event.payload
@@ -107,7 +128,7 @@ def plain_handler(history: History, bus: Any, sub: Sub, rng: random.Random, opti
                 history.emit(bus, rng.choice(TOPICS), rng.choice(KEYS), event)
             elif chance < 0.065 and event.depth < DEEPEST and not inline:
                 wait_for_own(history, history.emit(bus, rng.choice(TOPICS), rng.choice(KEYS), event))
-            elif chance < 0.068:
+            elif chance < 0.068 and not stays:
                 cancel_self(history, sub)
             elif chance < 0.0685 and not inline:
                 try:

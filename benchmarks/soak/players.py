@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 from eventbus import BusClosedError, EventBus, EventSynchronizer, EventTimeoutError, NoHandlerError
 from eventbus_async import AsyncEventBus
 
+from .guests import Guests
 from .handlers import (
+    ALL_TOPICS,
     ASK,
     EVERYTHING,
     KEYS,
     PATTERNS,
+    RESIDENTS,
     TOPICS,
     Fault,
     choose_options,
@@ -51,34 +54,59 @@ class World:
         self.seed = seed
         self.history = History()
         self.bus = EventBus("soak", on_error=self.history.hear)
-        self.stop = threading.Event()
+        self.stop = threading.Event()  # whoever plays comes to an end: a rest, or the end of all
         self.loops: set[asyncio.AbstractEventLoop] = set()
         self.lives = 0  # loops that there were
         self.small = 0  # small buses that there were
         self.asked = 0
         self.streamed = 0
         self.subscribed = 0
+        self.guests = Guests(self.history)
         self.judge_thread: threading.Thread | None = None
         self.threads: list[threading.Thread] = []
+        self._subscribe_residents(random.Random(seed))
+        self._parts = [
+            (name, play, random.Random(seed * 1000 + place)) for place, (name, play) in enumerate(self._players())
+        ]
 
     # The course
 
     def begin(self) -> None:
-        """Let everybody begin."""
-        self.subscribe_ask(random.Random(self.seed))
-        self.observe()
-        players: list[tuple[str, Callable[[random.Random], object]]] = [
+        """Let everybody begin, or go on after a rest, in threads of their own."""
+        self.stop.clear()
+        self.threads = [
+            self._thread(f"{name}-{place}", partial(self._play, name, play, rng))
+            for place, (name, play, rng) in enumerate(self._parts)
+        ]
+        self.judge_thread = self._thread("judge", self._judge)
+
+    def rest(self) -> None:
+        """Let everybody end, and judge all that there was. Left are the bus and its residents, until :meth:`begin`."""
+        self.stop.set()
+        end = time.monotonic() + 2 * PATIENCE
+        for thread in (*self.threads, self.judge_thread):
+            if thread is not None:
+                thread.join(max(0.0, end - time.monotonic()))
+                if thread.is_alive():
+                    self.history.flag("stalled", f"{thread.name} does not end")
+        self.threads, self.judge_thread = [], None
+        for _ in range(2):  # what ended during the first
+            self.history.judge(self.bus)
+        left = len(self.history.subs) - len(self._residents)
+        if self.history.open or left:
+            text = f"at rest, {len(self.history.open)} emits have not returned, {left} subscriptions have not ended"
+            self.history.flag("unsettled", text)
+
+    def _players(self) -> list[tuple[str, Callable[[random.Random], object]]]:
+        return [
             *[("emitter", self.emitter)] * 3,
             ("asker", self.asker),
             ("churner", self.churner),
             ("reader", self.reader),
             ("closer", self.closer),
             *[("loop", self.loop_life)] * LOOPS,
+            ("guests", partial(self.guests.serve, stop=self.stop)),
         ]
-        for place, (name, play) in enumerate(players):
-            rng = random.Random(self.seed * 1000 + place)
-            self.threads.append(self._thread(f"{name}-{place}", partial(self._play, name, play, rng)))
-        self.judge_thread = self._thread("judge", self._judge)
 
     @staticmethod
     def _thread(name: str, run: Callable[[], None]) -> threading.Thread:
@@ -101,14 +129,8 @@ class World:
             self.history.judge(self.bus)
 
     def end(self) -> None:
-        """Let everybody end, come to rest, close the bus, and judge what is left."""
-        self.stop.set()
-        end = time.monotonic() + 2 * PATIENCE
-        for thread in (*self.threads, self.judge_thread):
-            if thread is not None:
-                thread.join(max(0.0, end - time.monotonic()))
-                if thread.is_alive():
-                    self.history.flag("stalled", f"{thread.name} does not end")
+        """Come to rest, let the residents end, close the buses, and judge what is left."""
+        self.rest()
         for sub in tuple(self.history.subs.values()):
             if sub.cancel_end > self.history.now():
                 self.history.cancel(sub, wait=True, drain=True)
@@ -116,16 +138,31 @@ class World:
         report = self.bus.close(PATIENCE)
         if report.cancelled or report.stuck:
             self.history.flag("unsettled", f"left at the close: {report}", max(1, report.cancelled))
+        self.guests.end()
 
     def tasks(self) -> int:
         """How many tasks there are on all loops."""
         count = 0
-        for loop in tuple(self.loops):
+        for loop in (*self.loops, self.guests.loop):
             try:
                 count += len(asyncio.all_tasks(loop))
             except RuntimeError:  # they changed while they were counted
                 pass
         return count
+
+    # Those who stay
+
+    def _subscribe_residents(self, rng: random.Random) -> None:
+        """Subscriptions that live as long as the bus."""
+        self.subscribe_ask(rng)
+        self.observe()
+        for options in RESIDENTS:
+            sub = self.history.expect(TOPICS, options)
+            handler = plain_handler(
+                self.history, self.bus, sub, random.Random(rng.random()), {**options, "stays": True}
+            )
+            self.history.made(sub, self.bus.on(ALL_TOPICS, handler, name=sub.name, **options))
+        self._residents = tuple(self.history.subs)
 
     # In threads
 
@@ -182,7 +219,7 @@ class World:
         """One who hears of everything and stands on no receipt."""
         options = {"observer": True}
         sub = self.history.expect((*TOPICS, ASK), options)
-        handler = plain_handler(self.history, self.bus, sub, random.Random(0), {"inline": True})
+        handler = plain_handler(self.history, self.bus, sub, random.Random(0), {"inline": True, "stays": True})
         self.history.made(sub, self.bus.on(EVERYTHING, handler, name=sub.name, **options))
 
     def churner(self, rng: random.Random) -> None:
