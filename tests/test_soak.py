@@ -208,6 +208,16 @@ def miscounted(play: Play) -> None:
     play.history.apart += 1
 
 
+def told_twice(play: Play) -> None:
+    play.emit()
+    play.history.heard["handler"] += 1
+
+
+def timeout_not_told(play: Play) -> None:
+    play.emit()
+    play.history.heard["timeout"] -= 1
+
+
 PLANTED: list[tuple[str, Callable[[Play], None]]] = [
     ("lost", lost),
     ("lost", lost_before_it_was_a_delivery),
@@ -220,6 +230,8 @@ PLANTED: list[tuple[str, Callable[[Play], None]]] = [
     ("unsettled", unsettled),
     ("wrong", wrong),
     ("miscounted", miscounted),
+    ("miscounted", told_twice),
+    ("miscounted", timeout_not_told),
 ]
 
 

@@ -132,7 +132,7 @@ class History:
         self.told: Counter[str] = Counter()  # outcomes of the receipts
         self.apart = 0  # deliveries that stand on no receipt that we have
         self.events = 0
-        self.errors_told = 0
+        self.heard: Counter[str] = Counter()  # what on_error was told of, by where it came from
 
     def now(self) -> int:
         return next(self._clock)
@@ -144,10 +144,10 @@ class History:
             if len(self.remarks) < 40:
                 self.remarks.append(f"{figure}: {remark}")
 
-    def hear(self, _: Any) -> None:
+    def hear(self, problem: Any) -> None:
         """For ``on_error``."""
         with self._lock:
-            self.errors_told += 1
+            self.heard[problem.where] += 1
 
     # What is done
 
@@ -363,9 +363,14 @@ class History:
         told = sum(self.told.values()) + self.apart
         if totals.deliveries != told:
             self.flag("miscounted", f"{totals.deliveries} deliveries counted, {told} told")
-        failures = totals.failed + totals.timed_out + totals.rejected
-        if self.errors_told != failures:
-            self.flag("miscounted", f"{failures} deliveries failed, on_error was told of {self.errors_told}")
+        heard = self.heard
+        errors = heard["handler"] + heard["key"]
+        # A handler that raises as its time-out comes, or later, or when it is cancelled, is told of all the same.
+        if not totals.failed <= errors <= totals.failed + totals.timed_out + totals.cancelled:
+            self.flag("miscounted", f"{totals.failed} deliveries failed, on_error was told of {errors}")
+        if (heard["timeout"], heard["mailbox"]) != (totals.timed_out, totals.rejected):
+            text = f"{totals.timed_out} timed out, {totals.rejected} were rejected, on_error was told of {dict(heard)}"
+            self.flag("miscounted", text)
 
 
 def settled(row: Any) -> int:
