@@ -104,14 +104,17 @@ def figures() -> list[str]:
             f"{schedules['python']}; promises broken: {len(schedules['failures']) or 'none'}."
         )
     if soak := kept("soak.json"):
-        resident = soak["memory"]["slopes"]["resident at rest, KiB"]
+        grown = [
+            f"{name.replace(' at rest', '')} {slope['a minute']:+,.0f} ± {slope['noise']:,.0f}"
+            for name, slope in soak["memory"]["slopes"].items()
+            if " at rest" in name
+        ]
         broken = [f"{count:,} {what}" for what, count in soak["must be zero"].items() if count]
         lines.append(
             f"- **Soak** (`python -m benchmarks soak`): {soak['events']:,} events and {soak['deliveries']:,} "
             f"deliveries in {soak['minutes']:g} minutes; lost, doubled, reordered, unsettled and the like: "
-            f"{', '.join(broken) or 'zero'}; resident memory at rest: {resident['a minute']:+,.0f} KiB a minute, "
-            f"with a noise of {resident['noise']:,.0f}. The run's verdict, which demands zeros and slopes of memory "
-            f"within their noise: {soak['verdict']}."
+            f"{', '.join(broken) or 'zero'}. At rest, growth a minute: {', '.join(grown)}. "
+            f"The run's verdict, which demands zeros and no growth beyond the noise: {soak['verdict']}."
         )
     return lines
 

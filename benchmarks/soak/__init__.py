@@ -199,9 +199,21 @@ def at_rest(samples: list[watch.Sample], name: str, unit: int = 1, grain: int = 
     return fit([each for each in samples if each.rest], name, unit, grain)
 
 
+def resident(samples: list[watch.Sample]) -> watch.Slope | None:
+    """Between its level at rest and the highest that the load has needed, resident memory goes as allocators like."""
+    rest = [each.memory for each in samples if each.rest]
+    swing = max((each.memory for each in load(samples)), default=0) - min(rest, default=0)
+    return at_rest(samples, "memory", 1024, max(swing, watch.MIB) // 1024)
+
+
+def load(samples: list[watch.Sample]) -> list[watch.Sample]:
+    """Those of the load without a pause."""
+    return list(itertools.takewhile(lambda each: not each.rest, samples))
+
+
 def under_load(samples: list[watch.Sample], name: str, unit: int = 1) -> watch.Slope | None:
     """The slope of the load without a pause; its first half is for what fills up and is bounded."""
-    long = list(itertools.takewhile(lambda each: not each.rest, samples))
+    long = load(samples)
     return fit(long[len(long) // 2 :], name, unit)
 
 
@@ -212,7 +224,7 @@ def fit(samples: list[watch.Sample], name: str, unit: int, grain: int = 0) -> wa
 
 
 MEASURES: dict[str, Callable[[list[watch.Sample]], watch.Slope | None]] = {
-    "resident at rest, KiB": partial(at_rest, name="memory", unit=1024, grain=1024),
+    "resident at rest, KiB": resident,
     "C heap in use at rest, KiB": partial(at_rest, name="heap", unit=1024),
     "blocks in use at rest": partial(at_rest, name="blocks"),
     "blocks in use under load": partial(under_load, name="blocks"),
@@ -220,7 +232,8 @@ MEASURES: dict[str, Callable[[list[watch.Sample]], watch.Slope | None]] = {
 HOW = (
     "Theil-Sen. At rest: every player's thread has ended, garbage is collected, and glibc has given back what it can."
     " Under load: the second half of the first half of the run, which has no rest. Noise: the middle 90 % of the"
-    " residuals over the time; of resident memory at least 1 MiB over it, for Python takes memory in such arenas."
+    " residuals over the time. Of resident memory, it is at least what the load needed beyond the lowest rest: that"
+    " much allocators may keep or give back, whatever is in use."
 )
 OUTCOMES = ("delivered", "failed", "timed_out", "cancelled", "dropped", "rejected")
 
