@@ -1,5 +1,5 @@
 """``python -m benchmarks``: run the cases, count instructions (``counts``), draw a report anew (``report``), explore
-schedules (``schedules``), or use a bus under load and faults for long (``soak``)."""
+schedules (``schedules``), plant bugs (``mutants``), or use a bus under load and faults for long (``soak``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import counts, report, schedules, soak
+from . import counts, mutants, report, schedules, soak
 from .cases import all_cases
 from .harness import Plan, Result, measure
 from .peers import OURS
@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     if given.command == "counts":
         return counts.main(given)
+    if given.command == "mutants":
+        return mutants.main(given)
     if given.command == "schedules":
         return schedules.main(given)
     if given.command == "soak":
@@ -38,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description="This project, its peers and the limits.")
-    made.add_argument("command", nargs="?", choices=("run", "counts", "report", "schedules", "soak"), default="run")
+    commands = ("run", "counts", "mutants", "report", "schedules", "soak")
+    made.add_argument("command", nargs="?", choices=commands, default="run")
     made.add_argument("--quick", action="store_true", help="less work a sample: ends within 60 seconds")
     made.add_argument(
         "--case", action="append", default=[], metavar="NAME", help="only these; the beginning of a name does"
@@ -50,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--no-files", action="store_true", help="print only")
     made.add_argument("--json", default=str(RESULTS / "results.json"), metavar="FILE", help="for report: what to read")
     counts.add_arguments(made)
+    mutants.add_arguments(made)
     schedules.add_arguments(made)
     soak.add_arguments(made)
     return made
@@ -68,9 +72,8 @@ def environment(plan: Plan, arguments: str, before: str) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "missing"
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     return {
-        "python": f"{platform.python_implementation()} {platform.python_version()}{'' if gil else ', free-threaded'}",
+        "python": report.interpreter(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "rounds": plan.rounds,

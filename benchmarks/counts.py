@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -279,7 +278,7 @@ def main(given: argparse.Namespace) -> int:
     document: dict[str, Any] = {
         "when": today,
         "tool": tool,
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python": report.interpreter(),
         "events": given.events,
         "before_when": kept.get("before_when", today),
         # A way that had no "before" yet begins with what it costs now.

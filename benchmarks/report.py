@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
+
+from eventbus.lowlevel import hot
 
 from .figures import Spread
 from .goals import AIM, GOALS, MET, NOT_MEASURED, judge
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     from .goals import Verdict
 
-__all__ = ["PLOTS", "as_document", "from_document", "markdown", "plot", "table", "write"]
+__all__ = ["PLOTS", "as_document", "from_document", "interpreter", "markdown", "plot", "table", "write"]
 
 # Drawn: the cases with one cost each, of which the README shows some.
 PLOTS = (
@@ -33,6 +37,13 @@ PLOTS = (
     "loop-to-thread",
     "on-loop",
 )
+
+
+def interpreter() -> str:
+    """What runs the code: figures depend on it, and on the language of the hot path."""
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    version = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{version}{'' if gil else ', free-threaded'}, the hot path in {hot.language()}"
 
 
 def number(figure: float) -> str:

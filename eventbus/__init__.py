@@ -59,6 +59,6 @@ else:  # or type checkers would take any name for one of ours
             "ServiceStatusPayload": "._services.payload",
         },
     )
-    __all__ = [each for each in __dir__() if each[0] != "_"]
+    __all__ = [each for each in __dir__() if each[0].isalpha()]  # pytest puts in "@py_builtins"
 
 __version__ = "0.1.0"  # the only place

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .lowlevel import hot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,14 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code. Wrong arguments exit with 2 and a message, as argparse does."""
     options = parser().parse_args(arguments)
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - so it is where it was closed beforehand
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        return run(options)
+    with open(os.devnull, "w") as sys.stdout:  # it was closed before we began
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; gives the exit code."""
     limits = {"cpu": options.cpu_alarm, "memory": options.memory_alarm, "space": options.space_alarm}
     try:
         demo = import_module("eventbus_async._demo")
@@ -44,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     command = argparse.ArgumentParser(prog="python -m eventbus", description="An event bus for threads and asyncio.")
-    command.add_argument("--version", action="version", version=f"eventbus {__version__}")
+    version = f"eventbus {__version__}, the hot path in {hot.language()}"
+    command.add_argument("--version", action="version", version=version)
     commands = command.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo = commands.add_parser(
         "demo",

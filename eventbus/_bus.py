@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from ._engine import primitives
+from ._engine import hot, primitives
 from ._engine.buffer import Filler, StreamMailbox
 from ._engine.closing import CLOSED, OPEN, close, refuse_close_on_loop
 from ._engine.draining import drain
@@ -123,6 +123,8 @@ class EventBus:
         ...     bus.emit("greet", "world").wait(1).results()
         ['hello world']
     """
+
+    __slots__ = ("__dict__", "__weakref__", "_engine", "_filler")
 
     def __init__(self, name: str = "eventbus", **options: Unpack[BusArguments]) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -563,3 +565,6 @@ def first_answer(receipt: Receipt) -> Any:
     if errors:
         raise group_errors(f"no handler of {topic!r} succeeded", errors)
     raise NoHandlerError(f"no handler of {topic!r} answered: {receipt!r}")
+
+
+hot.quicken(EventBus, Receipt)

@@ -11,6 +11,7 @@ from ._bus import core_of as core_of
 from ._bus import default as default
 from ._bus import first_answer as first_answer
 from ._bus import stream_options as stream_options
+from ._engine import hot as hot
 from ._engine import primitives as primitives
 from ._engine.buffer import StreamMailbox as StreamMailbox
 from ._engine.call import TooLate as TooLate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import eventbus
 from eventbus import DeadlockError, EventTimeoutError
-from eventbus.lowlevel import Interrupted, Waiter, begin, check_timeout, end, primitives
+from eventbus.lowlevel import Interrupted, Waiter, begin, check_timeout, end, hot, primitives
 
 from ._runner import executor_of
 
@@ -129,6 +129,8 @@ class Driven(Coroutine[Any, Any, T]):
             drivers = self._drivers
         except AttributeError:
             drivers = self._drivers = {}
+            if hot.track is not None:
+                hot.track(self)  # from here on it is part of a cycle
         key = primitives.current_task()
         driver = drivers.get(key)
         if driver is None:
@@ -182,6 +184,8 @@ class Receipt(eventbus.Receipt, Driven["Receipt"]):
     _patience: float | None
 
     def __await__(self) -> Generator[Any, Any, Receipt]:
+        if hot.attend is not None and hot.attend(self._binding, self):
+            return self
         here = self._binding.enter()
         if self._left != 0:
             engine = self._effective()

@@ -11,8 +11,8 @@ Guarantees
     * G13: a loop that closes between the look and the call raises to nobody: ``lost`` is told.
 
 Owner: ``_notes`` is appended to by any thread and popped on the loop's; ``_rung`` is set before the loop is rung and
-cleared, on the loop, before the notes are read, so that none is overlooked; each thread touches only its own entry of
-``_inside``.
+cleared, on the loop, before the notes are read, so that none is overlooked (one too many does no harm); each thread
+touches only its own entry of ``_inside``.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ class Bridge:
         except BaseException:  # a signal handler's: whoever wakes next has to ring
             self._rung = False
             raise
+
+    def ring_again(self) -> None:
+        """Ring though the last ring may not have been answered yet: it may have been lost."""
+        self._rung = False
+        self.ring()
 
     def _arrive(self) -> None:
         """On the loop: do what there is to do."""

@@ -32,6 +32,7 @@ from eventbus.lowlevel import (
     default,
     drain_waiter,
     first_answer,
+    hot,
     methods_to_register,
     overdue,
     quiet_waiter,
@@ -41,7 +42,7 @@ from eventbus.lowlevel import (
 
 from ._await import Acted, Count, Receipt, Waiting, again
 from ._binding import Binding, actor, check_loop
-from ._runner import LoopExecutor
+from ._runner import EAGERS, SLICE, LoopExecutor, Slot, as_coroutine, swap_task
 from ._scope import Scope
 from ._stream import Stream
 from ._subscription import Subscription
@@ -93,6 +94,8 @@ class AsyncEventBus:
         >>> asyncio.run(main())
         ['hello world']
     """
+
+    __slots__ = ("__dict__", "__weakref__", "_binding", "_bus", "_closing", "_engine", "_executors", "_members")
 
     def __init__(
         self,
@@ -528,7 +531,7 @@ class AsyncEventBus:
         for box in boxes:
             if box.executor is None:
                 cancelled[0] += box.size()
-            engine.cancel(box, drain=limit != 0)
+            engine.cancel(box, drain=True)
             waiters.append(quiet_waiter(box, me))
 
         def cut() -> None:
@@ -595,3 +598,20 @@ class Serving:
             pass  # what has not begun waits for the next loop
         finally:
             bus._binding.leave()
+
+
+hot.bind_loops(
+    {
+        "Binding": Binding,
+        "LoopExecutor": LoopExecutor,
+        "Receipt": Receipt,
+        "Slot": Slot,
+        "EAGERS": EAGERS,
+        "SLICE": SLICE,
+        "as_coroutine": as_coroutine,
+        "mend_slot": LoopExecutor.mend_slot,
+        "running_loop": asyncio._get_running_loop,
+        "swap_task": swap_task,
+    }
+)
+hot.quicken(AsyncEventBus, Receipt)

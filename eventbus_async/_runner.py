@@ -17,8 +17,8 @@ Guarantees
       slot's task was cancelled from outside, no handler begins until the next push on that loop or ``PAUSE`` later.
     * G14: while a handler runs, its slot's task runs nothing else, and cancelling that cancels only this delivery.
 
-Owner: the bus's monitor, but for ``scheduled``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and what is a
-slot's own, which the loop's thread alone touches.
+Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since``, ``spent``, ``parked``, ``slots`` and
+what is a slot's own, which the loop's thread alone changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from eventbus import HandlerTypeError, Status
 from eventbus.lowlevel import (
@@ -37,6 +37,7 @@ from eventbus.lowlevel import (
     REFUSED,
     RUNNING,
     SETTLED,
+    Delivery,
     Executor,
     Interrupted,
     TooLate,
@@ -44,6 +45,7 @@ from eventbus.lowlevel import (
     context_of,
     current,
     end,
+    hot,
     primitives,
     report,
     turn,
@@ -55,12 +57,15 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Generator, Iterable
 
-    from eventbus.lowlevel import Delivery, Engine, Mailbox
+    from eventbus.lowlevel import Engine, Mailbox
 
-__all__ = ["LoopExecutor", "executor_of"]
+# What the hot path in C could not end by itself, see drain() in _hot.c.
+_Came: TypeAlias = "tuple[Delivery, Any, BaseException | None] | bool | Mailbox | None"
+
+__all__ = ["EAGERS", "SLICE", "LoopExecutor", "Slot", "as_coroutine", "executor_of", "swap_task"]
 
 SLICE = 0.004  # seconds that handlers may take of one pass of the loop before others have their turn
-EAGERS = 32  # awaits in a row that are served without a pass of the loop
+EAGERS = 256  # awaits in a row that are served without a pass of the loop
 GRACE = 1.0  # how long a cancelled handler may take to end before its delivery is settled without it
 PAUSE = 0.05  # after a bus task was cancelled from outside, perhaps because its loop ends
 
@@ -151,6 +156,10 @@ class LoopExecutor(Executor):
         slot = self.parked
         if slot is None:
             slot = self.parked = self._make_slot(loop)
+        if hot.serve is None or not hot.serve(self, slot, loop, task, self.since + SLICE):
+            self._lend(slot, loop, task)
+
+    def _lend(self, slot: Slot, loop: AbstractEventLoop, task: Any) -> None:
         if task is not None:
             _leave_task(loop, task)
         try:
@@ -158,13 +167,21 @@ class LoopExecutor(Executor):
             try:
                 slot.drain(self.begin(slot))
             except BaseException:
-                self.engine.look(self.recover, slot)
+                self.mend_slot(slot)
                 raise
             finally:
                 _leave_task(loop, slot.task)
         finally:
             if task is not None:
                 _enter_task(loop, task)
+        self.lent(slot)
+
+    def mend_slot(self, slot: Slot) -> None:
+        """A signal handler has raised in the midst of a slot's work."""
+        self.engine.look(self.recover, slot)
+
+    def lent(self, slot: Slot) -> None:
+        """A slot has lent its identity."""
         if slot.suspended or slot.yielding:
             self.parked = None
             self.slots[slot] = None
@@ -386,8 +403,13 @@ class LoopExecutor(Executor):
 
     def check(self) -> None:
         loop = self.loop()
-        if not self.gone and (loop is None or loop.is_closed()):
+        if self.gone:
+            return
+        if loop is None or loop.is_closed():
             self._end()
+        elif self.roused:
+            # It may be busy, or a signal handler that raised there made it lose what it was to call.
+            self.engine.monitor.after.append(self.bridge.ring_again)
 
     def _end(self) -> None:
         """In a step: the loop is gone. Its handlers end; those that were registered without one wait for another."""
@@ -607,9 +629,17 @@ class Slot:
         box: Any = None
         receipt: Any = None
         following: Any = None
-        context = value = error = None
+        context = value = error = came = None
         try:
             while delivery is not None:
+                if hot.drain is not None and not watched:
+                    came = hot.drain(self, delivery, until)
+                    if not isinstance(came, Delivery):
+                        delivery = self._follow(came)
+                        came = None
+                        continue
+                    delivery = came
+                    came = None
                 delivery.actor = task
                 value = error = context = None
                 box = delivery.box
@@ -621,7 +651,7 @@ class Slot:
                         self.yielded = context.run(_enter, self, delivery)
                     except StopIteration as stop:
                         if self.coroutine is None:
-                            raise RuntimeError("the conversion of the payload raised StopIteration") from stop
+                            raise self._told(stop) from None
                         value = stop.value
                     else:
                         self.context = context
@@ -656,7 +686,39 @@ class Slot:
         finally:
             # A traceback may hold this frame, and the frame nothing that is settled (G18).
             self.cell[0] = self.delivery
-            delivery = following = context = receipt = value = error = box = None
+            delivery = following = context = receipt = value = error = box = came = None
+
+    def go_on(self, came: _Came | Delivery) -> None:
+        """What the hot path in C could not end by itself, and all that follows."""
+        self.drain(came if isinstance(came, Delivery) else self._follow(came))
+
+    def _follow(self, came: _Came) -> Delivery | None:
+        """After a run of the hot path in C; gives the next delivery."""
+        executor = self.executor
+        monitor = executor.engine.monitor
+        if came is None:
+            return None
+        if came is True:
+            self.ours += self.task.cancelling()
+            monitor.run(executor.suspend, self)
+            return None
+        if isinstance(came, tuple):
+            delivery, value, error = came
+            came = None
+            try:
+                self.ours += self.task.cancelling()
+                return self.settle(delivery, value, None if error is None else self._told(error))
+            finally:
+                del delivery, value, error
+        return monitor.run(executor.proceed, self, cast("Mailbox", came))
+
+    def _told(self, error: BaseException) -> BaseException:
+        """What a call has raised; of a coroutine it is never StopIteration, so that of a conversion is told apart."""
+        if not isinstance(error, StopIteration):
+            return error
+        told = RuntimeError("the conversion of the payload raised StopIteration")
+        told.__cause__ = error
+        return told
 
     def settle(self, delivery: Delivery, value: Any, error: BaseException | None) -> Delivery | None:
         """A call has ended: say what came of it; gives the next delivery."""
@@ -701,7 +763,7 @@ def _enter(slot: Slot, delivery: Delivery) -> Any:
     assert spec is not None
     try:
         made: Any = spec.function(argument(delivery))
-        coroutine: Any = made if type(made) is _Native else _as_coroutine(made, delivery.box.name)
+        coroutine: Any = made if type(made) is _Native else as_coroutine(made, delivery.box.name)
         slot.coroutine = coroutine
         return coroutine.send(None)
     finally:
@@ -709,7 +771,7 @@ def _enter(slot: Slot, delivery: Delivery) -> Any:
         del delivery
 
 
-def _as_coroutine(value: Any, name: str) -> Any:
+def as_coroutine(value: Any, name: str) -> Any:
     """What a handler that is marked as a coroutine function, or is wrapped in one, has returned."""
     if isinstance(value, Coroutine):
         return cast("Any", value)
@@ -783,6 +845,19 @@ _register_task: Any = asyncio.tasks._register_task
 _unregister_task: Any = asyncio.tasks._unregister_task
 _Native: Any = types.CoroutineType
 _OWN = (Slot.run.__code__, Slot.drain.__code__, _enter.__code__, _rest.__code__)
+
+
+def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:
+    before = asyncio.current_task(loop)
+    if before is not None:
+        _leave_task(loop, before)
+    if task is not None:
+        _enter_task(loop, task)
+    return before
+
+
+# Make a task, or none, the current one; gives the one that was. In C on Python 3.12 and later.
+swap_task: Any = getattr(asyncio.tasks, "_swap_current_task", _swap_task)
 
 
 def executor_of(engine: Engine, loop: AbstractEventLoop) -> LoopExecutor:

@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from types import FrameType
 
 import pytest
 from kit import BOUND, settled, soon
+from kit_leaves import leaves_nothing
 
 from eventbus import EventBus
-from eventbus._engine.dispatcher import Worker
+
+__all__ = ["bus", "leaves_nothing", "untraced"]
 
 pytest_plugins = ["pytester"]
 
-GRACE = 2.0  # seconds that a worker may need after a test to come back from its last handler
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--harsh",
+        action="store_true",
+        help="collect garbage after each allocation and switch threads every microsecond",
+    )
 
 
-def busy_workers() -> list[str]:
-    """The dispatcher threads, of whatever bus, that are somewhere else than asleep."""
-    frames = sys._current_frames()
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return [names.get(ident, "?") for ident, frame in frames.items() if not asleep(frame)]
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("--harsh"):
+        gc.set_threshold(1)
+        sys.setswitchinterval(1e-6)
 
 
-def asleep(frame: FrameType | None) -> bool:
-    """Whether a thread's stack is not a dispatcher thread's, or is one that sleeps until there is work."""
-    inner = frame
-    while frame is not None:
-        if frame.f_code is Worker.run.__code__:
-            return inner is not None and inner.f_code.co_name == "sleep" and inner.f_back is frame
-        frame = frame.f_back
-    return True
-
-
-@pytest.fixture(autouse=True)
-def no_busy_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that leaves a worker in a handler, or in a wait, has failed; ``leaves_threads`` says that it is meant."""
-    before = set(busy_workers())
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No coverage tool or debugger meanwhile, in child processes neither: a signal handler that comes, or raises,
+    within coverage's own Python code leaves its lock held for ever."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    mine, others = sys.gettrace(), threading.gettrace()
+    threading.settrace(None)  # type: ignore[arg-type]
+    sys.settrace(None)
     yield
-    if request.node.get_closest_marker("leaves_threads"):
-        return
-    end = time.monotonic() + GRACE
-    while left := set(busy_workers()) - before:
-        if time.monotonic() > end:
-            pytest.fail(f"the test left threads in handlers: {', '.join(sorted(left))}")
-        threading.Event().wait(0.002)
+    threading.settrace(others)  # type: ignore[arg-type]
+    sys.settrace(mine)
 
 
 @pytest.fixture

@@ -10,9 +10,23 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["BOUND", "Gate", "Log", "Team", "dies", "settled", "sleeps", "soon", "threads_of"]
+__all__ = [
+    "BOUND",
+    "LONG",
+    "Gate",
+    "Log",
+    "Team",
+    "an_hour_goes_by",
+    "dies",
+    "past",
+    "settled",
+    "sleeps",
+    "soon",
+    "threads_of",
+]
 
 BOUND = 10.0  # seconds within which whatever is awaited must have happened
+LONG = 3600.0  # the time-out of a handler whose time is up when the test says so, see past()
 
 
 class Gate:
@@ -228,3 +242,24 @@ def settled(bus: Any) -> None:
         ended = row.delivered + row.failed + row.timed_out + row.cancelled + row.dropped + row.rejected
         assert row.deliveries == ended + row.pending + row.running, row
     assert totals.pending == totals.running == 0, totals
+
+
+def an_hour_goes_by(bus: Any) -> None:
+    """What has a deadline now is past it. The clock alone is not real."""
+    engine = bus._engine
+    timer = engine.timer
+
+    def goes_by() -> None:
+        for entry in timer._heap:
+            entry[0] = time.monotonic()
+        timer._until = 0.0
+        engine.monitor.after.append(timer._sleeper.wake)
+
+    engine.look(goes_by)
+
+
+def past(bus: Any, gate: Gate, receipt: Any, entered: int = 1) -> Any:
+    """Its handler has begun, and now its time is up; with a short time-out, on a busy machine, it may be up before."""
+    gate.entered(entered)
+    an_hour_goes_by(bus)
+    return receipt.wait(BOUND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -17,11 +18,15 @@ from typing import Any
 
 import pytest
 
-from eventbus import Event, SubscriptionStats
+from eventbus import Event, EventBus, SubscriptionStats, __version__
 from eventbus.__main__ import main
+from eventbus.lowlevel import hot
+from eventbus_async import AsyncEventBus
 from eventbus_async._demo import figures
-from eventbus_async._demo.events import Cpu, Disk, Memory, Network, size
+from eventbus_async._demo.events import CPU, MEMORY, Cpu, Disk, Memory, Network, size
 from eventbus_async._demo.figures import FigureError
+from eventbus_async._demo.samplers import Sampler
+from eventbus_async._demo.services import Thresholds
 from eventbus_async._demo.summary import Check, accounted
 from eventbus_async._demo.writer import Writer
 
@@ -175,6 +180,19 @@ def test_wrong_arguments_are_refused(arguments: list[str], message: str, capsys:
         main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_version_says_in_what_the_hot_path_is(capsys: pytest.CaptureFixture[str]) -> None:
+    before = hot.use(False)
+    try:
+        for on in (False, True):
+            hot.use(on)
+            with pytest.raises(SystemExit):
+                main(["--version"])
+            language = "C" if on and hot.module is not None else "Python"
+            assert capsys.readouterr().out == f"eventbus {__version__}, the hot path in {language}\n"
+    finally:
+        hot.use(before)
 
 
 def test_an_output_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,3 +365,86 @@ def test_this_machine_gives_plausible_figures(tmp_path: Path) -> None:
 
 def test_sizes_for_people() -> None:
     assert [size(n) for n in (0, 1023, 1536, 5 * 2**20, 2**40)] == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "1.0 TiB"]
+
+
+# What the machine, or the user, does not give
+
+
+def test_the_demo_runs_without_any_output() -> None:
+    """As a daemon may be started: there is no stdout at all."""
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command("--seconds", "0.2")], stderr=subprocess.PIPE, timeout=LIMIT
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_ctrl_c_before_there_is_anything_to_end_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eventbus.__main__.import_module", interrupted)
+    assert main(["demo"]) == 130
+
+
+def test_the_demo_runs_in_a_thread_that_gets_no_signals(capsys: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["demo", "--seconds", "0.2", "--json"])))
+    thread.start()
+    thread.join(LIMIT)
+    assert codes == [0]
+    check_sum(json.loads(capsys.readouterr().out))
+
+
+def test_what_this_machine_does_not_tell_is_said_to_be_unavailable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The rest goes on, and every delivery is accounted for."""
+
+    def nothing(*_: Any) -> Any:
+        raise OSError("nobody knows")
+
+    monkeypatch.setattr(os, "getloadavg", nothing)
+    monkeypatch.setattr(os, "sysconf", nothing)
+    monkeypatch.setattr(figures, "PROC", tmp_path)
+    monkeypatch.setattr(figures.shutil, "disk_usage", nothing)
+    with pytest.raises(FigureError, match="sysconf"):
+        figures.MemorySource(tmp_path).read()
+    assert main(["demo", "--seconds", "0.3", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["accounted"] is True
+    assert {"machine/load", "machine/space"} <= set(summary["unavailable"])
+    monkeypatch.setattr(figures.shutil, "disk_usage", lambda path: type("Usage", (), {"total": 0, "used": 0}))
+    with pytest.raises(FigureError, match="tells no size"):
+        figures.SpaceSource(tmp_path).read()
+
+
+def test_a_line_that_is_written_in_part_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a line that is counted."""
+    writer = Writer(tmp_path / "events")
+    with EventBus() as bus:
+        bus.on("t", writer.write)
+        monkeypatch.setattr(writer, "_file", type("Full", (), {"write": lambda self, line: len(line) - 1})())
+        (outcome,) = bus.emit("t").wait(LIMIT).outcomes
+    monkeypatch.undo()
+    writer.close()
+    assert "only a part" in str(outcome.error)
+    assert writer.lines == 0
+
+
+def test_figures_without_a_limit_raise_no_alarm() -> None:
+    async def run() -> None:
+        async with AsyncEventBus() as bus, Thresholds(bus, {"cpu": 50.0}) as thresholds:
+            assert (await bus.emit(MEMORY, Memory(total=100, used=99))).results() == [None]
+            assert thresholds.emitted == {}
+            assert (await bus.emit(CPU, Cpu(busy=60.0))).results() == [None]
+            assert thresholds.emitted == {"alarm": 1}
+
+    asyncio.run(run())
+
+
+def test_a_sampler_that_the_end_overtakes_stops_quietly() -> None:
+    bus = EventBus()
+    sampler = Sampler(bus, figures.SpaceSource(Path()), 0.01, threading.Event())
+    bus.close(0)
+    sampler.run()
+    assert sampler.emitted == {}

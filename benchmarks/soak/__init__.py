@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Complaints(logging.Handler):
-    """What asyncio logs is an error here; what the bus logs was asked for."""
+    """What asyncio logs is an error here (in debug mode it also warns of what is slow); what the bus logs is wanted."""
 
     def __init__(self, world: World) -> None:
-        super().__init__()
+        super().__init__(logging.ERROR)
         self.world = world
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import DispatcherError
 from .._values.payload import PLAIN, to_plain
 from .._values.stats import PoolStats
-from . import primitives
+from . import hot, primitives
 from .call import TooLate, call, enter_converting, enter_plain, judge, own_code, strip
 from .delivery import RUNNING, running_here
 from .turn import REFUSED, turn
@@ -218,7 +218,10 @@ class Worker:
             value = error = None
             # A pool that stopped meanwhile has woken those that were idle then; whoever comes later must not sleep.
             woken = self.sleeper.sleep(0.0 if pool.stopping else IDLE_SECONDS)
-            delivery = step(pool.resume, self, woken)
+            if hot.resume is not None and woken:
+                delivery = hot.resume(engine, pool, self)
+            if delivery is None:
+                delivery = step(pool.resume, self, woken)
 
     def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
         """Run the deliveries of a mailbox, one after another, without the lock; gives what to run after that.
@@ -239,6 +242,20 @@ class Worker:
         started = monotonic()
         until = started + SLICE_SECONDS
         try:
+            if hot.flow is not None:
+                came = hot.flow(engine, self, delivery, box, until)
+                if came is None:
+                    return step(pool.proceed, self, box)
+                if isinstance(came, tuple):
+                    delivery, value, error, took = came
+                    came = None
+                    result = judge(engine, delivery, value, error, took)
+                    error = None
+                    if self not in pool.alive:
+                        return None
+                    return step(pool.advance, self, delivery, *result)
+                delivery = came
+                came = None
             while True:
                 receipt = delivery.receipt
                 context = receipt._context

@@ -2,12 +2,13 @@
 
 What else is done to a bus stands in modules of its own: draining.py, closing.py, process.py (fork and exit), waits.py.
 
-Linearization points (each is one step of the monitor, but for calls that interrupt a step: then it is the put-off one)
-    emit      :meth:`_admit`: reads the route and the bus's state, makes all deliveries
+Linearization points (each is one step of the monitor or one section, see ``primitives.SECTIONS``, in Python or in C;
+for calls that interrupt a step it is the put-off one)
+    emit      :meth:`_admit`, or the first section of :meth:`_emit_in_sections`: all deliveries are made
     on        :meth:`_register`: from here on routes contain the mailbox
     cancel    :meth:`_cancel`: from here on they do not, and nothing is claimed
-    claim     :meth:`Executor.pull`, within a worker's step
-    settle    :meth:`settle`: a delivery's outcome, once
+    claim     ``Mailbox.claim`` within a worker's step, or a section of whoever runs the mailbox
+    settle    :meth:`settle`, or the section in ``turn``: a delivery's outcome, once
     drain     ``draining.new_epoch``: what was accepted earlier is in an older epoch
     close     ``closing.begin_close`` (draining), ``closing._end_close`` (closed)
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,31 +35,31 @@ from .._errors import (
     NoHandlerError,
     SubscriptionError,
 )
-from .._values.handler import describe, same_handler
+from .._values.handler import HandlerSpec, describe, same_handler
 from .._values.options import UNSET, check_options
+from .._values.payload import PLAIN, to_plain
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_pattern, check_patterns, topic_models
-from . import primitives
-from .call import call_inline
+from . import hot, primitives
+from .call import TooLate, call_inline
 from .closing import CLOSED, CLOSING, OPEN
 from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here
-from .dispatcher import Dispatcher
-from .inline import Emitter, mend_inline, run_inline
+from .dispatcher import Dispatcher, Worker
+from .inline import NOBODY, Emitter, begin_inline, end_inline, mend_inline, run_inline
 from .lane import Lane
 from .latency import Histogram
 from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, KeyedMailbox, Mailbox
 from .monitor import Interrupted, Monitor, steps
 from .process import enrol
 from .receipt import Receipt
-from .registry import Registry, Route
+from .registry import Registry, Route, Tally
 from .reporting import report_later
 from .timer import Timer
 from .waits import Waiter, deadlock, notify, sleep, stuck_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .._values.handler import HandlerSpec
     from .._values.options import BusOptions, Options
     from .._values.topic import Topic
     from .dispatcher import Executor
@@ -78,6 +80,42 @@ SAMPLE_SECONDS = 0.001  # at most one emit in so long has its latencies measured
 class Engine:
     """All shared mutable state of one bus."""
 
+    __slots__ = (
+        "__weakref__",
+        "closed_report",
+        "closers",
+        "defaults",
+        "dispatcher",
+        "drains",
+        "emitter",
+        "ended_latencies",
+        "ended_totals",
+        "epoch",
+        "error_watchers",
+        "executors",
+        "homeless",
+        "ids",
+        "keen",
+        "lanes",
+        "leftovers",
+        "max_depth",
+        "monitor",
+        "name",
+        "old_epochs",
+        "options",
+        "problems",
+        "propagates",
+        "registry",
+        "sampled",
+        "seqs",
+        "sleepers",
+        "state",
+        "timer",
+        "uid",
+        "waiting",
+        "watching_loops",
+    )
+
     def __init__(self, name: str, options: BusOptions, defaults: Options) -> None:
         self.name = name
         self.options = options
@@ -95,13 +133,13 @@ class Engine:
         self.emitter = Emitter(self.dispatcher)
         self.sampled = 0.0  # when latencies were measured last, by the wall clock; written by any thread
         self.max_depth = options.max_depth
+        self.propagates = options.propagate_errors
         self.renew()
         enrol(self)
 
     def renew(self) -> None:
         """The state that a forked child does not inherit."""
         self.uid = primitives.new_uid()
-        self.events = 0
         self.ended_totals = [0] * 7  # deliveries and the six outcomes of ended subscriptions
         self.ended_latencies = (Histogram(), Histogram())
         self.state = OPEN
@@ -188,14 +226,13 @@ class Engine:
                     epoch = cause.epoch
                 epoch.open += size
                 route.tally.emits += 1
-                self.events += 1
                 receipt._deliveries = counted
                 receipt._left = route.counted
                 receipt._observers = size - route.counted
                 # End of section.
             if epoch is None:
                 return self._emit_in_step(receipt, cause, require, own)
-            if route.inline:
+            if route.all_inline:
                 run_inline(self, receipt, deliveries, epoch)
                 return receipt
             idle = False
@@ -222,16 +259,32 @@ class Engine:
         except BaseException:
             if epoch is not None:
                 # It is noted first: where the stack is exhausted, whoever flushes next has more of it.
-                if route.inline:
-                    monitor.after.append(partial(monitor.run, mend_inline, self, deliveries, epoch))
-                else:
-                    monitor.after.append(partial(monitor.run, self._mend_swift, boxes, deliveries, done, epoch))
+                monitor.after.append(partial(self.mend_emit, route, deliveries, done, epoch))
                 monitor.flush()
             raise
         finally:
             # The traceback of an inline handler's error holds this frame (G18).
             del receipt, deliveries, counted
             delivery = None  # type: ignore[assignment]
+
+    def follow_up(
+        self, receipt: Receipt, boxes: tuple[Mailbox, ...], deliveries: Sequence[Delivery], done: int, idle: bool
+    ) -> None:
+        """The rest of an emit whose sections were run by the hot path in C: admit what needs a step, wake, wait."""
+        if done < len(deliveries):
+            self.monitor.run(self._admit_rest, deliveries, done)
+            idle = True
+        if idle:
+            self.monitor.run(self._schedule, boxes)
+        if receipt._accepting:
+            self._wait_for_space(receipt)
+
+    def mend_emit(self, route: Route, deliveries: Sequence[Delivery], done: int, epoch: Epoch) -> None:
+        """An emit that has taken effect ends by an exception: see to it that nothing of it is left half-done."""
+        if route.all_inline:
+            self.monitor.run(mend_inline, self, deliveries, epoch)
+        else:
+            self.monitor.run(self._mend_swift, route.boxes, deliveries, done, epoch)
 
     def _emit_in_step(self, receipt: R, cause: Delivery | None, require: int, own: bool) -> R:
         """The way of all other emits."""
@@ -411,7 +464,6 @@ class Engine:
         deliveries: list[Delivery] = []
         # It takes effect: no call from here to the try, so that no signal handler can raise between.
         route.tally.emits += 1
-        self.events += 1
         receipt._deliveries = deliveries
         receipt._left = counted
         receipt._observers = size - counted
@@ -458,7 +510,7 @@ class Engine:
             self.recheck_waits(follows)
         return inline
 
-    def _admit_rest(self, deliveries: list[Delivery], done: int) -> None:
+    def _admit_rest(self, deliveries: Sequence[Delivery], done: int) -> None:
         """In a step: an emit that has taken effect goes on where a mailbox asked for more than an append."""
         epoch = deliveries[done].epoch
         for delivery in deliveries[done:]:
@@ -499,7 +551,7 @@ class Engine:
         for box in boxes:
             box.schedule()
 
-    def _mend_swift(self, boxes: tuple[Mailbox, ...], deliveries: list[Delivery], done: int, epoch: Epoch) -> None:
+    def _mend_swift(self, boxes: tuple[Mailbox, ...], deliveries: Sequence[Delivery], done: int, epoch: Epoch) -> None:
         """In a step: a signal handler has raised in the midst of an emit that has taken effect; cancel the rest."""
         for box in boxes:
             box.purge()
@@ -528,7 +580,7 @@ class Engine:
     ) -> None:
         """In a step that a signal handler broke by raising: cancel what was not admitted, so that the sums hold.
 
-        All but the last delivery that was counted are whole; those of inline handlers are seen to by :meth:`emit`.
+        All but the last delivery that was counted are whole; :meth:`_emit_in_step` sees to those of inline handlers.
         """
         for box in boxes:
             box.purge()
@@ -547,7 +599,7 @@ class Engine:
     def _register_delivery(self, receipt: Receipt, delivery: Delivery) -> None:
         if not delivery.box.observer:
             if delivery not in receipt._deliveries:
-                receipt._deliveries.append(delivery)
+                receipt._deliveries = [*receipt._deliveries, delivery]
             for each in receipt._follows or ():
                 each._family.add(delivery)
 
@@ -669,6 +721,8 @@ class Engine:
         else:
             receipt, box, state = again
         try:
+            if hot.track is not None:
+                hot.track(delivery, receipt)
             if delivery.deadline is not None:
                 self.timer.forget(delivery.deadline)
                 delivery.deadline = None
@@ -984,7 +1038,8 @@ class Engine:
                 wait.merge(box.latencies[0])
                 run.merge(box.latencies[1])
         totals = summary(sums, pending, running, wait.latency(), run.latency())
-        return BusStats(self.events, totals, rows, self.registry.emits(), self.dispatcher.stats())
+        emits = self.registry.emits()
+        return BusStats(sum(emits.values()), totals, rows, emits, self.dispatcher.stats())
 
     def prepare(
         self,
@@ -1025,3 +1080,39 @@ class _KeysWanted(Exception):
     def __init__(self, boxes: list[Mailbox]) -> None:
         super().__init__()
         self.boxes = boxes
+
+
+hot.bind(
+    {
+        "Delivery": Delivery,
+        "Dispatcher": Dispatcher,
+        "Emitter": Emitter,
+        "Engine": Engine,
+        "Epoch": Epoch,
+        "HandlerSpec": HandlerSpec,
+        "Mailbox": Mailbox,
+        "Monitor": Monitor,
+        "Receipt": Receipt,
+        "Registry": Registry,
+        "Route": Route,
+        "Tally": Tally,
+        "Worker": Worker,
+        "DELIVERED": Status.DELIVERED,
+        "NOBODY": NOBODY,
+        "NO_COUNTS": NO_COUNTS,
+        "PLAIN": PLAIN,
+        "SAMPLE_SECONDS": SAMPLE_SECONDS,
+        "TooLate": TooLate,
+        "deque": deque,
+        "begin_inline": begin_inline,
+        "end_inline": end_inline,
+        "mend_emit": Engine.mend_emit,
+        "partial": partial,
+        "current": current,
+        "monotonic": primitives.monotonic,
+        "time": primitives.wall_clock,
+        "seam": vars(primitives),
+        "steps": steps,
+        "to_plain": to_plain,
+    }
+)

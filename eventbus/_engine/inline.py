@@ -17,14 +17,16 @@ from .mailbox import ACTIVE, DRAINING, NO_COUNTS
 from .turn import REFUSED, turn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .delivery import Delivery, Epoch
     from .dispatcher import Dispatcher
     from .engine import Engine
     from .receipt import Receipt
 
-__all__ = ["Emitter", "mend_inline", "run_inline"]
+__all__ = ["NOBODY", "Emitter", "begin_inline", "end_inline", "mend_inline", "run_inline"]
 
-_NOBODY: list[Delivery] = []  # whom an inline handler holds up on its stack: those after it have not begun
+NOBODY: list[Delivery] = []  # whom an inline handler holds up on its stack: those after it have not begun
 DELIVERED = Status.DELIVERED
 
 
@@ -53,7 +55,7 @@ def run_inline(engine: Engine, receipt: Receipt, deliveries: list[Delivery], epo
             box = delivery.box
             own = [delivery]
             delivery.actor = ident
-            delivery.later = _NOBODY
+            delivery.later = NOBODY
             if outer is not None:
                 delivery.outer = outer
                 delivery.worker = outer.worker  # whose thread this is
@@ -65,7 +67,7 @@ def run_inline(engine: Engine, receipt: Receipt, deliveries: list[Delivery], epo
                 box.deliveries += 1
                 box.running = own
                 # End of section.
-            if delivery.state is not RUNNING and not monitor.run(_begin, engine, delivery):
+            if delivery.state is not RUNNING and not begin_inline(engine, delivery):
                 continue
             started = monotonic()
             try:
@@ -106,6 +108,11 @@ def _call(delivery: Delivery) -> Any:
         del delivery, payload
 
 
+def begin_inline(engine: Engine, delivery: Delivery) -> bool:
+    """Begin it where no section can; False if its subscription has ended since the emit took effect."""
+    return engine.monitor.run(_begin, engine, delivery)
+
+
 def _begin(engine: Engine, delivery: Delivery) -> bool:
     """In a step: begin it beside others; False if its subscription has ended since the emit took effect."""
     box = delivery.box
@@ -120,7 +127,19 @@ def _begin(engine: Engine, delivery: Delivery) -> bool:
     return True
 
 
-def mend_inline(engine: Engine, deliveries: list[Delivery], epoch: Epoch) -> None:
+def end_inline(
+    engine: Engine, delivery: Delivery, value: Any, error: BaseException | None, took: float
+) -> BaseException | None:
+    """Settle one that a section cannot settle; gives what is to pass when all have run."""
+    try:
+        status, value, error, took = judge(engine, delivery, value, error, took)
+        engine.monitor.run(engine.complete, delivery, status, value, error, took)
+        return error if isinstance(error, (KeyboardInterrupt, SystemExit)) else None
+    finally:
+        del delivery, value, error
+
+
+def mend_inline(engine: Engine, deliveries: Sequence[Delivery], epoch: Epoch) -> None:
     """In a step: an emit ends by an exception; if it is no handler's, something is not settled: cancel that."""
     for delivery in deliveries:
         if delivery.state is SETTLED:

@@ -338,7 +338,8 @@ class Mailbox:
         """The handler's call has ended and its delivery is settled: make room for what follows."""
         if delivery not in self.running:
             return  # a fork has cut this call off
-        self.running = tuple(each for each in self.running if each is not delivery)
+        # A list, for a generator that gets no memory crashes CPython 3.12 and 3.13.
+        self.running = tuple([each for each in self.running if each is not delivery])
         try:
             self._finished(delivery)
         except BaseException:

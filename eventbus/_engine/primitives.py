@@ -53,10 +53,10 @@ FREE_THREADED: bool = not getattr(sys, "_is_gil_enabled", lambda: True)()
 # function begins, at the end of a call and at a backward jump. Steps without any of these need no lock there.
 SECTIONS: bool = not FREE_THREADED
 
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 12):  # pragma: no cover - by version
     # What tools listen to in the whole interpreter: empty, and in C, where there are none.
     tools: Callable[[], object] = getattr(sys.monitoring, "_all_events", lambda: {"": 1})
-else:
+else:  # pragma: no cover - by version
 
     def tools() -> object:
         """What listens to this thread's code, if anything does: a trace or a profile function."""
@@ -71,7 +71,7 @@ def watched() -> bool:
     # That of coverage.py is in C and runs Python code only where a function begins.
     if {type(sys.gettrace()).__name__, type(sys.getprofile()).__name__} - {"NoneType", "CTracer"}:
         return True
-    if sys.version_info < (3, 12):
+    if sys.version_info < (3, 12):  # pragma: no cover - by version
         return False
     return any(sys.monitoring.get_tool(number) is not None for number in range(6))
 
@@ -93,7 +93,7 @@ def owns(lock: Any) -> bool:
 
 def pause() -> None:
     """Let go of the GIL long enough for another thread to take it; nothing on builds without one."""
-    if not FREE_THREADED:
+    if not FREE_THREADED:  # pragma: no branch - by build
         time.sleep(1e-5)
 
 
@@ -179,5 +179,5 @@ def on_exit(callback: Callable[[], None]) -> None:
 
 def on_fork(after_in_child: Callable[[], None]) -> None:
     """Call back in the child after each ``os.fork()``, where the platform has it."""
-    if hasattr(os, "register_at_fork"):
+    if hasattr(os, "register_at_fork"):  # pragma: no branch - by platform
         os.register_at_fork(after_in_child=after_in_child)

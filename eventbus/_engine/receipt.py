@@ -20,7 +20,7 @@ from .delivery import LINED, SETTLED
 from .waits import ALL, ANY, SPACE, Waiter, sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextvars import Context
 
     from .._values.stats import Outcome
@@ -71,7 +71,7 @@ class Receipt:
 
     _engine: Engine | None
     _context: Context | None
-    _deliveries: list[Delivery]
+    _deliveries: Sequence[Delivery]
     _family: set[Delivery]
     _left: Any  # int or None
 
@@ -191,7 +191,7 @@ class Receipt:
 
     def _refuse(self, error: EventBusError) -> None:
         """The emit that was put off did not take effect: whoever waits is told."""
-        self._deliveries = []
+        self._deliveries = ()
         self._propagate = error
         self._payload = self._context = self._engine = None
         self._left = 0

@@ -5,7 +5,7 @@ cost does not depend on how many other topics and subscriptions there are. What 
 names is bounded.
 
 Owner: everything here is changed under the bus's monitor. ``Registry.routes`` may be read without it (one dictionary
-look-up, atomic on every build) by those who check again inside a step.
+look-up, atomic on every build) by those who check again inside a step or section.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tally:
 class Route:
     """What an emit of one topic reaches, in order of registration."""
 
-    __slots__ = ("boxes", "counted", "generation", "inline", "keyed", "reserved", "size", "swift", "tally")
+    __slots__ = ("all_inline", "boxes", "counted", "generation", "keyed", "reserved", "size", "swift", "tally")
 
     def __init__(self, topic: str, boxes: tuple[Mailbox, ...], tally: Tally, generation: int) -> None:
         self.reserved = topic.startswith("bus/")
@@ -48,8 +48,8 @@ class Route:
         self.counted = sum(not box.observer for box in boxes)
         self.size = len(boxes)
         self.keyed = any(box.key is not None for box in boxes)
-        self.inline = bool(boxes) and all(box.inline and not box.raw for box in boxes)
-        self.swift = primitives.SECTIONS and bool(boxes) and (self.inline or all(box.plain for box in boxes))
+        self.all_inline = bool(boxes) and all(box.inline and not box.raw for box in boxes)
+        self.swift = primitives.SECTIONS and bool(boxes) and (self.all_inline or all(box.plain for box in boxes))
 
 
 class Node:
@@ -106,12 +106,12 @@ class Registry:
 
     def __init__(self) -> None:
         self.boxes: dict[int, Mailbox] = {}
-        self._tallies: dict[str, Tally] = {}
-        self._other = Tally()
         self.renew()
 
     def renew(self) -> None:
         """Build everything anew from ``boxes``: in a forked child a half-done registration may have been cut off."""
+        self._tallies: dict[str, Tally] = {}
+        self._other = Tally()
         self._exact: dict[str, Exact] = {}
         self._root = Node()
         self.generation = 0
@@ -138,10 +138,10 @@ class Registry:
                     exact.add(box)
                 self._forget(pattern)
 
-    def remove(self, box: Mailbox) -> bool:
-        """Take a mailbox out; tells whether it was in. O(levels)."""
+    def remove(self, box: Mailbox) -> None:
+        """Take a mailbox out, if it is in. O(levels)."""
         if box.id not in self.boxes:
-            return False
+            return
         for pattern in box.patterns:
             if "*" in pattern:
                 self._prune(pattern, box.id)
@@ -151,13 +151,14 @@ class Registry:
                 self._forget(pattern)
                 exact = self._exact.get(pattern)
                 if exact is not None and exact.remove(box):
-                    del self._exact[pattern]
+                    # No call between the two halves of either way: a signal handler that raises has it done again.
                     if exact.emits and len(self._tallies) < TOPICS_COUNTED:
                         self._tallies[pattern] = Tally(exact.emits)
+                        del self._exact[pattern]
                     else:
                         self._other.emits += exact.emits
+                        del self._exact[pattern]
         del self.boxes[box.id]  # last, for a signal handler that raises: then it is done again
-        return True
 
     def route(self, topic: str) -> Route:
         """The route of a topic: the remembered one if it still holds, else made and remembered."""

@@ -1,7 +1,7 @@
 """One turn of whoever runs a mailbox: settle the delivery that has ended well and claim the next, in one section.
 
-Used by the dispatcher's threads and by the facade's tasks. Where anything else is to be done at the end of a call, or
-somebody is in a step, it does nothing, and the caller makes a step.
+Used by the dispatcher's threads, by the facade's tasks and, to settle only, by emits that run inline handlers. Where
+anything else is to be done at the end of a call, or somebody is in a step, it does nothing and the caller makes a step.
 
 Owner: the bus's monitor, as of a step: on builds with a GIL nobody is in one while a section runs.
 """
@@ -63,12 +63,13 @@ def turn(
         _payload = receipt._payload
         _context = receipt._context
         _event = receipt._event
+        _outer = delivery.outer
         if not receipt._left and not receipt._observers:
             receipt._payload = receipt._context = receipt._event = receipt._engine = None
         delivery.seq = receipt._seq
         delivery.uid = receipt._uid
         delivery.lineage = receipt._lineage
-        delivery.worker = delivery.actor = None
+        delivery.worker = delivery.actor = delivery.outer = None
         delivery.receipt = delivery.box = None  # type: ignore[assignment]
         pending = box.pending
         if more and pending and pending[0].state is PENDING:

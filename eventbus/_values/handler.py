@@ -102,7 +102,7 @@ def _describe_plain(handler: FunctionType) -> HandlerSpec | None:
     if code.co_argcount != 1 or code.co_kwonlyargcount or code.co_flags & (_GENERATOR | _COROUTINE | _ASYNC_GENERATOR):
         return None
     parameter, name = code.co_varnames[0], handler.__qualname__
-    if parameter == "self" or not name or hasattr(handler, "__wrapped__") or hasattr(handler, "_is_coroutine_mark"):
+    if parameter == "self" or not name or hasattr(handler, "__wrapped__") or hasattr(handler, "_is_coroutine_marker"):
         return None
     declared = _annotation(handler, parameter, name)
     if declared is UNDECLARED:
@@ -159,7 +159,7 @@ def _flags(function: Any) -> int:
 
 def _is_marked(function: Any) -> bool:
     # inspect.markcoroutinefunction (3.12) leaves a mark of its own; asyncio's of 3.11 is another.
-    if getattr(function, "_is_coroutine_mark", None) is None:
+    if getattr(function, "_is_coroutine_marker", None) is None:
         return False
     import inspect
 

@@ -10,7 +10,7 @@ TEXT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 SOURCES = {
     path: path.read_text(encoding="utf-8")
     for each in ("eventbus", "eventbus_async")
-    for path in (ROOT / each).rglob("*.py")
+    for path in sorted((ROOT / each).rglob("*.py")) + sorted((ROOT / each).rglob("*.c"))
 }
 QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
 

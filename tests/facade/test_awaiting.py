@@ -14,7 +14,15 @@ from kit import BOUND, Gate, settled
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
 import eventbus
-from eventbus import DeadlockError, EventTimeoutError, MailboxFullError, NoHandlerError, NotRegisteredError, Status
+from eventbus import (
+    DeadlockError,
+    EventTimeoutError,
+    MailboxFullError,
+    NoHandlerError,
+    NotRegisteredError,
+    OptionTypeError,
+    Status,
+)
 from eventbus_async import AsyncEventBus, Receipt, Subscription, SyncEventBus
 
 
@@ -117,6 +125,70 @@ def test_asyncio_run_takes_a_receipt() -> None:
     bus.on("a", lambda payload: payload)
     assert asyncio.run(bus.emit("a", 7)).results() == [7]
     bus.bus.close()
+
+
+def test_a_receipt_can_be_driven_by_hand_and_let_go() -> None:
+    """As an event loop of another kind would: every step of it, and its end before it is done."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            gate = AsyncGate()
+            bus.on("a", gate)
+            receipt = bus.emit("a")
+            receipt.close()  # nothing has begun
+            future = receipt.send(None)
+            assert asyncio.isfuture(future)
+            receipt.close()
+            receipt.close()
+            assert not receipt._waiters
+            with pytest.raises(ValueError, match="thrown"):
+                receipt.throw(ValueError("thrown"))
+            gate.open()
+            assert await receipt is receipt
+
+    run(main())
+
+
+def test_g12_an_await_in_the_midst_of_a_step_is_refused_and_one_may_be_let_go_there() -> None:
+    """A collector, or a signal handler, can do such things anywhere."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            gate = AsyncGate()
+            bus.on("a", gate)
+            receipt = bus.emit("a")
+            await gate.entered()
+            monitor = bus.bus._engine.monitor
+
+            def refused() -> None:
+                with pytest.raises(DeadlockError, match="interrupted"):
+                    receipt.__await__().send(None)
+
+            monitor.run(refused)
+            waiting = receipt.__await__()
+            waiting.send(None)
+            assert receipt._waiters
+            monitor.run(waiting.close)
+            assert not receipt._waiters
+            gate.open()
+            await receipt
+            closing: list[Any] = []
+            monitor.run(lambda: closing.append(bus.close()))
+            assert (await closing[0]).stuck == ()
+            assert bus.closed
+
+    run(main())
+
+
+def test_g17_propagate_errors_is_true_or_false() -> None:
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            with pytest.raises(OptionTypeError, match="propagate_errors"):
+                bus.emit("a", propagate_errors="yes")  # type: ignore[arg-type]
+            with pytest.raises(OptionTypeError, match="propagate_errors"):
+                bus.bus.emit("a", propagate_errors=1)  # type: ignore[arg-type]
+
+    run(main())
 
 
 def test_two_tasks_drive_the_same_receipt_at_once() -> None:
@@ -520,7 +592,7 @@ def test_emitting_and_awaiting_leaves_others_their_turn() -> None:
                     await asyncio.sleep(0)
 
             task = asyncio.create_task(other())
-            for _ in range(2000):
+            for _ in range(10_000):
                 await bus.emit("a")
             task.cancel()
             assert turns > 20

@@ -18,7 +18,8 @@ import pytest
 from kit import BOUND, Gate, dies, settled, soon, threads_of
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
-from eventbus import BusClosedError, EventBus, OptionError, Status
+from eventbus import BusClosedError, CloseReport, EventBus, OptionError, Status
+from eventbus._engine import primitives
 from eventbus_async import AsyncEventBus
 from eventbus_async._runner import LoopExecutor
 
@@ -280,6 +281,70 @@ def test_g10_a_facade_of_a_given_core_cancels_what_is_left_when_its_time_is_up()
     run(main())
 
 
+def test_g10_a_close_of_zero_seconds_of_a_facade_of_a_given_core() -> None:
+    """What has not begun is cancelled at the call; closing again gives the same end."""
+
+    async def main() -> None:
+        core = EventBus("shared")
+        bus = AsyncEventBus(core)
+        gate = AsyncGate()
+        bus.on("a", gate, name="slow")
+        receipts = [bus.emit("a", n) for n in range(3)]
+        await gate.entered()
+        closing = bus.close(0)
+        assert [each.status for each in receipts[1].outcomes] == [Status.CANCELLED]
+        assert bus.close(0) is closing
+        assert await closing == CloseReport(2, ("slow",))
+        gate.open()
+        await receipts[0]
+        await asyncio.to_thread(core.close)
+
+    run(main())
+
+
+def test_g10_a_close_without_end_waits_for_handlers() -> None:
+    async def main() -> None:
+        bus = AsyncEventBus()
+        gate = AsyncGate()
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        await gate.entered()
+        closing = asyncio.ensure_future(bus.close(None))
+        await passes()
+        assert not closing.done()
+        gate.open()
+        assert await closing == CloseReport()
+        assert receipt.outcomes[0].status is Status.DELIVERED
+
+    run(main())
+
+
+def test_g10_the_end_of_serving_leaves_what_has_not_begun_to_the_next_loop() -> None:
+    """When the time for draining is up; what waits for space is rejected, for nobody makes any."""
+    bus = AsyncEventBus(close_timeout=0.02)
+    gate = AsyncGate()
+    bus.on("a", gate, max_pending=1, lane="one")
+    receipts: list[Any] = []
+
+    async def first() -> None:
+        async with bus.serve():
+            receipts.extend(bus.emit("a", n) for n in range(3))
+            await gate.entered()
+        assert [each.status for each in receipts[2].outcomes] == [Status.REJECTED]
+        assert not receipts[1].done
+        gate.open()
+        await until(lambda: receipts[0].done)
+
+    async def second() -> None:
+        async with bus.serve():
+            await receipts[1]
+            await bus.close(BOUND)
+
+    run(first())
+    run(second())
+    assert gate.received == [0, 1]
+
+
 def test_options_beside_a_bus_are_refused() -> None:
     core = EventBus()
     with pytest.raises(OptionError, match="workers"):
@@ -475,6 +540,7 @@ async def bus_close(bus: AsyncEventBus) -> None:
     await bus.close()
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 def test_g12_emits_of_a_signal_handler_that_interrupts_a_loop() -> None:
     """Also while the loop sleeps, and while the bridge is at its janus queue."""
@@ -518,6 +584,7 @@ def test_g12_emits_of_a_signal_handler_that_interrupts_a_loop() -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("untraced")
 def test_g12_an_emit_of_a_signal_handler_wakes_a_loop_that_sleeps() -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")
@@ -539,6 +606,32 @@ def test_g12_an_emit_of_a_signal_handler_wakes_a_loop_that_sleeps() -> None:
                 assert loop.time() - start < 3
             finally:
                 signal.signal(signal.SIGALRM, before)
+
+    run(main())
+
+
+def test_g12_a_ring_that_a_loop_has_lost_is_repeated_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that raises within the loop's own code can make it lose what it was about to call."""
+    ring = primitives.wake_loop
+    lost: list[Any] = []
+
+    def lose_one(loop: Any, callback: Any, context: Any) -> None:
+        if lost:
+            ring(loop, callback, context)
+        else:
+            lost.append(callback)
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+
+            async def handler(payload: int) -> int:
+                return payload + 1
+
+            bus.on("a", handler)
+            monkeypatch.setattr(primitives, "wake_loop", lose_one)
+            receipt = await asyncio.to_thread(lambda: bus.bus.emit("a", 1).wait(BOUND))
+            assert lost
+            assert receipt.results() == [2]
 
     run(main())
 

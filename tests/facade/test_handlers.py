@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
+import sys
 import threading
 from typing import Any
 
 import pytest
 from kit import BOUND, settled
 from loops import AsyncGate, others, passes, run, until
+from pydantic import BaseModel, field_validator
 
 from eventbus import Event, EventTimeoutError, HandlerTypeError, OptionError, Status
-from eventbus_async import AsyncEventBus
+from eventbus_async import AsyncEventBus, Receipt
 
 SHORT = 0.03
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
@@ -76,6 +79,66 @@ def test_g15_a_plain_function_that_returns_a_coroutine_fails_clearly() -> None:
             bus.on("a", lambda payload: coroutine())
             outcome = (await bus.emit("a")).outcomes[0]
             assert isinstance(outcome.error, HandlerTypeError)
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction came with Python 3.12")
+def test_g15_a_function_that_is_marked_as_a_coroutine_function_may_return_any_awaitable() -> None:
+    """What it returns is awaited, or, if it cannot be, the delivery fails with the reason."""
+
+    class Awaitable:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return "awaited"
+
+    async def coroutine() -> str:
+        return "returned"
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[str] = loop.create_future()
+            for topic, made in (("a", Awaitable()), ("b", future), ("c", AsyncEventBus().emit("x")), ("d", 7)):
+                handler: Any = lambda payload, made=made: made  # noqa: E731
+                bus.on(topic, inspect.markcoroutinefunction(handler))  # type: ignore[attr-defined, unused-ignore]
+            bus.on("e", inspect.markcoroutinefunction(lambda payload: coroutine()))  # type: ignore[attr-defined, unused-ignore]
+            loop.call_soon(future.set_result, "done")
+            assert (await bus.emit("a")).results() == ["awaited"]
+            assert (await bus.emit("b")).results() == ["done"]
+            assert isinstance((await bus.emit("c")).results()[0], Receipt)
+            (outcome,) = (await bus.emit("d")).outcomes
+            assert isinstance(outcome.error, HandlerTypeError)
+            assert "returned int" in str(outcome.error)
+            assert (await bus.emit("e")).results() == ["returned"]
+            bus.on("f", inspect.markcoroutinefunction(lambda payload: next(iter(()))))  # type: ignore[attr-defined, unused-ignore]
+            (outcome,) = (await bus.emit("f")).outcomes
+            assert isinstance(outcome.error, RuntimeError)  # as of a coroutine; it ends nothing of the bus's
+
+    run(main())
+
+
+class Odd(BaseModel):
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def stop(cls, value: int) -> int:
+        raise StopIteration(value)
+
+
+def test_g5_a_conversion_that_raises_stop_iteration_is_no_end_of_the_handler() -> None:
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            called: list[Any] = []
+
+            async def handler(payload: Odd) -> None:
+                called.append(payload)
+
+            bus.on("a", handler)
+            (outcome,) = (await bus.emit("a", {"n": 1})).outcomes
+            assert outcome.status is Status.FAILED
+            assert called == []
 
     run(main())
 

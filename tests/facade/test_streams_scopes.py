@@ -11,7 +11,16 @@ import pytest
 from kit import BOUND
 from loops import AsyncGate, passes, run, until
 
-from eventbus import BusClosedError, Event, EventTimeoutError, NotRegisteredError, Status, handles
+from eventbus import (
+    BusClosedError,
+    DeadlockError,
+    Event,
+    EventTimeoutError,
+    NotRegisteredError,
+    OptionError,
+    Status,
+    handles,
+)
 from eventbus_async import AsyncEventBus
 
 
@@ -235,6 +244,35 @@ def test_g22_marked_methods_of_both_kinds() -> None:
             assert bus.handlers("orders/paid") == ()
             with pytest.raises(NotRegisteredError, match="note"):
                 bus.verify_subscriptions({"orders/*": shop.note})
+
+    run(main())
+
+
+def test_g22_an_object_of_which_one_method_is_refused_is_not_registered_at_all() -> None:
+    class Shop:
+        @handles("orders/*")
+        async def note(self, payload: Any) -> None: ...
+
+        @handles("orders/paid", inline=True)
+        async def refused(self, payload: Any) -> None: ...
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            with pytest.raises(OptionError, match="inline"):
+                bus.register(Shop())
+            assert bus.subscriptions() == ()
+
+    run(main())
+
+
+def test_g13_a_core_stream_does_not_block_a_loop() -> None:
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            with bus.bus.stream("a") as stream:
+                with pytest.raises(DeadlockError, match="stream"):
+                    stream.get(BOUND)
+                bus.emit("a", 1)
+                assert stream.get(0).payload == 1
 
     run(main())
 

@@ -13,7 +13,15 @@ import pytest
 from kit import BOUND, Gate, settled
 from loops import AsyncGate, others, passes, run, until
 
-from eventbus import DeadlockError, Event, EventBus, EventTimeoutError, ServiceError, UnexpectedEventError
+from eventbus import (
+    DeadlockError,
+    Event,
+    EventBus,
+    EventBusError,
+    EventTimeoutError,
+    ServiceError,
+    UnexpectedEventError,
+)
 from eventbus_async import (
     AsyncEventBus,
     BaseService,
@@ -136,6 +144,22 @@ def test_waits_work_with_the_tools_of_asyncio() -> None:
             assert isinstance(wait, Coroutine)
             bus.emit("d", 4)
             assert [await wait, await wait] == [4, 4]
+
+    run(main())
+
+
+def test_a_wait_is_for_one_at_a_time_and_over_once_it_was_ended() -> None:
+    async def main() -> None:
+        async with AsyncEventBus() as bus, EventSynchronizer(bus) as sync:
+            wait = sync.wait_for_event("a")
+            task = asyncio.ensure_future(wait)
+            await passes()
+            with pytest.raises(EventBusError, match="awaited already"):
+                await asyncio.wait_for(wait, BOUND)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            with pytest.raises(EventBusError, match="ended"):
+                await wait
 
     run(main())
 
@@ -552,6 +576,26 @@ def test_on_error_may_be_a_coroutine_function(coroutine: bool) -> None:
             assert problems == [("coroutine" if coroutine else "plain", asyncio.get_running_loop())]
             assert service.status is ServiceStatus.DEGRADED
             await service.stop()
+            assert others() == set()
+
+    run(main())
+
+
+def test_g5_what_a_coroutine_on_error_raises_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+
+            class Watched(BaseService):
+                async def _start(self) -> None:
+                    await self.subscribe("t", lambda payload: 1 / 0)
+
+                async def _on_error(self, error: Any) -> None:
+                    raise OSError("of the hook")
+
+            async with Watched(bus, error_limit=5) as service:
+                await bus.emit("t")
+                await until(lambda: "_on_error of the service 'watched' raised" in caplog.text)
+                assert service.status is ServiceStatus.RUNNING
             assert others() == set()
 
     run(main())

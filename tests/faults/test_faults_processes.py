@@ -88,6 +88,7 @@ def test_g10_an_emit_of_a_finalizer_as_the_interpreter_tears_down() -> None:
 
 
 @no_threads_at_exit
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no such signals")
 def test_g10_ctrl_c_while_the_exit_waits_for_a_handler() -> None:
     """The wait is given up and the exit goes on, with the hooks of others."""
@@ -270,3 +271,55 @@ def test_g18_many_buses_leave_nothing_for_a_fork_to_do() -> None:
         """
     )
     assert output == "0 1\n0\n"
+
+
+BROKEN = """
+import logging
+from eventbus._engine import process
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+bad, good = EventBus("bad"), EventBus("good")
+for bus in bad, good:
+    bus.on("a", lambda n: n)
+    bus.emit("a", 1).wait(5)
+
+def broken(honest):
+    def hook(engine):
+        if engine.name == "bad":
+            raise MemoryError("no room")
+        return honest(engine)
+    return hook
+"""
+
+
+def test_g10_a_bus_that_cannot_be_closed_at_exit_keeps_no_other_from_it() -> None:
+    """One hook that raises, and all the others are not called (F60)."""
+    output = run(
+        BROKEN
+        + """
+process._finish = broken(process._finish)
+atexit.register(lambda: say("closed" if good.closed else "open", "hook"))
+"""
+    )
+    assert "a bus could not be closed at exit" in output
+    assert output.endswith("closed hook\n")
+
+
+@needs_fork
+def test_g11_a_bus_that_cannot_be_renewed_in_a_child_keeps_no_other_from_it() -> None:
+    output = run(
+        BROKEN
+        + """
+process._renew = broken(process._renew)
+pid = os.fork()
+if pid == 0:
+    code = 1
+    try:
+        assert good.emit("a", 2).wait(5).results() == [2]
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert bad.emit("a", 3).wait(5).results() == [3]
+"""
+    )
+    assert "a bus could not be set up in the forked child" in output

@@ -43,6 +43,7 @@ def test_g2_a_handler_at_the_address_of_a_dead_one_is_not_taken_for_it(bus: Even
     assert bus.emit("a").deliveries == 0
 
 
+@pytest.mark.usefixtures("untraced")
 def test_g3_receivers_that_change_while_an_event_goes_round(bus: EventBus) -> None:
     """A list of receivers that is iterated while handlers and finalizers change it skips some, or raises (F2)."""
     victims: deque[Subscription] = deque(bus.on("a", lambda _: None) for _ in range(1000))

@@ -145,6 +145,7 @@ def test_g10_a_close_from_a_hook_does_not_wait_for_itself(where: str) -> None:
     settled(bus)
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="the platform cannot signal a thread")
 @pytest.mark.parametrize("call", ["close", "drain", "wait", "cancel"])
 def test_g10_ctrl_c_within_a_wait_and_then_close_again(call: str) -> None:

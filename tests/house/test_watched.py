@@ -30,14 +30,14 @@ def traced(inside: list[str]) -> Iterator[None]:
         if frame.f_code in SECTIONS:
             inside.append(frame.f_code.co_name)
 
-    before = sys.gettrace()
+    before, others = sys.gettrace(), threading.gettrace()
     threading.settrace(trace)
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(others)  # type: ignore[arg-type]
 
 
 def test_an_emit_is_not_torn_by_a_cancel_between_two_of_its_lines() -> None:

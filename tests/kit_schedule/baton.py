@@ -102,9 +102,18 @@ class Carrier:
         while True:
             self.go.acquire()
             job, self.job = self.job, None
-            assert job is not None
+            if job is None:
+                return
             job()
             del job
+
+    @classmethod
+    def dismiss(cls) -> None:
+        """End those that have nothing to do."""
+        while cls.idle:
+            carrier = cls.idle.pop()
+            carrier.go.release()
+            carrier.thread.join()
 
 
 _here: dict[int, Task] = {}  # OS thread -> the task that it runs

@@ -181,10 +181,11 @@ def a_count_is_lost() -> Any:
     """The number of emits is read before the step and written after it (G3)."""
 
     def make(accept: Any) -> Any:
-        def torn(self: Any, *args: Any, **kwargs: Any) -> Any:
-            before = self.events
-            inline = accept(self, *args, **kwargs)
-            self.events = before + 1
+        def torn(self: Any, receipt: Any, *args: Any, **kwargs: Any) -> Any:
+            tally = self.registry.route(receipt._topic).tally
+            before = tally.emits
+            inline = accept(self, receipt, *args, **kwargs)
+            tally.emits = before + 1
             return inline
 
         return torn
@@ -499,7 +500,9 @@ def an_emit_admits_to_an_ended_mailbox() -> Any:
 @plant("warm/emit+emit", "warm/emits+emits", grain="switch", bound=1)
 def a_call_tears_the_count_of_emits() -> Any:
     """Another thread may count between the call and the store (G3)."""
-    return _edited(Engine, "_emit_in_sections", "self.events += 1", "self.events = max(self.events + 1, 0)")
+    return _edited(
+        Engine, "_emit_in_sections", "route.tally.emits += 1", "route.tally.emits = max(route.tally.emits + 1, 0)"
+    )
 
 
 @plant("warm/emits+drain", "warm/drain+emits", "warm/emits+emits+drain", grain="switch", bound=1)

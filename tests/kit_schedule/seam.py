@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from eventbus._engine import primitives, process
+from eventbus._engine import hot, primitives, process
 from eventbus._engine.dispatcher import Worker
 
 from .baton import Task, here
@@ -205,6 +205,7 @@ def swapped(sections: bool = True) -> Iterator[None]:
     missing = set(_fakes) - set(_real)
     assert not missing, f"the seam has no {missing} any more"
     before = {name: getattr(primitives, name) for name in (*_fakes, "SECTIONS")}
+    used = hot.use(False)  # it is in C, where nothing can be held up
     living = set(process.living())
     for name, fake in _fakes.items():
         setattr(primitives, name, fake)
@@ -220,3 +221,4 @@ def swapped(sections: bool = True) -> Iterator[None]:
                 process._living.discard(each)
         for name, real in before.items():
             setattr(primitives, name, real)
+        hot.use(used)

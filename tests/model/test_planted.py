@@ -18,8 +18,9 @@ from eventbus._engine.mailbox import KeyedMailbox, Mailbox
 from . import concurrent
 
 pytestmark = [
-    pytest.mark.leaves_threads,
+    pytest.mark.leaves("threads", "tasks", reason="a planted bug may abandon handlers, which then never end"),
     pytest.mark.timeout(180),
+    pytest.mark.usefixtures("untraced"),  # there is nothing in a bus with a bug that is to be measured
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of handlers that a bug abandons
 ]
@@ -115,6 +116,7 @@ CONCURRENT: list[Plant] = [
 def test_a_sequential_program_finds(plant: Plant) -> None:
     pytest.importorskip("hypothesis", reason="of the extra dev")
     from hypothesis import HealthCheck, Phase, settings
+    from hypothesis.errors import FlakyFailure
     from hypothesis.stateful import run_state_machine_as_test
 
     from .sequential import BusMachine
@@ -132,8 +134,16 @@ def test_a_sequential_program_finds(plant: Plant) -> None:
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )
-    with plant(), pytest.raises(AssertionError):
-        run_state_machine_as_test(Hasty, settings=found)
+    for patience in (0.5, 5.0):
+        Hasty.patience = patience
+        try:
+            with plant():
+                run_state_machine_as_test(Hasty, settings=found)
+        except FlakyFailure:
+            continue  # on a machine that is busy the first was mere impatience
+        except AssertionError:
+            return
+    pytest.fail("no program has found it")
 
 
 @pytest.mark.parametrize("plant", CONCURRENT, ids=lambda plant: plant.__name__)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, soon
+from kit import BOUND, LONG, Gate, Log, Team, past, soon
 
 from eventbus import (
     Event,
@@ -153,9 +153,9 @@ def test_g5_a_traceback_begins_in_the_users_code(bus: EventBus) -> None:
 def test_g5_a_time_out_and_a_rejection_are_told_of_too() -> None:
     told: list[HandlerError] = []
     with EventBus("told", on_error=told.append) as bus, Gate() as gate:
-        bus.on("slow", gate, timeout=0.005)
+        bus.on("slow", gate, timeout=LONG)
         bus.on("full", gate, max_pending=1, overflow="error")
-        bus.emit("slow").wait(BOUND)
+        past(bus, gate, bus.emit("slow"))
         soon(lambda: told)
         assert (told[0].where, type(told[0].error)) == ("timeout", EventTimeoutError)
         bus.emit("full")
@@ -271,11 +271,11 @@ def test_g5_on_error_may_use_the_bus() -> None:
 
 def test_g5_a_slow_on_error_does_not_hold_up_time_outs() -> None:
     with Gate() as hook, Gate() as gate, EventBus("slow hook", on_error=hook) as bus:
-        bus.on("a", gate, timeout=0.005)
-        bus.on("b", gate, timeout=0.005)
-        assert bus.emit("a").wait(BOUND).outcomes[0].status is Status.TIMED_OUT
+        bus.on("a", gate, timeout=LONG)
+        bus.on("b", gate, timeout=LONG)
+        assert past(bus, gate, bus.emit("a")).outcomes[0].status is Status.TIMED_OUT
         hook.entered()
-        assert bus.emit("b").wait(BOUND).outcomes[0].status is Status.TIMED_OUT
+        assert past(bus, gate, bus.emit("b"), 2).outcomes[0].status is Status.TIMED_OUT
         hook.open()
         gate.open()
 
@@ -434,9 +434,9 @@ def test_g5_propagated_base_exceptions_come_in_a_base_exception_group() -> None:
 
 def test_g5_time_outs_and_rejections_are_propagated_too() -> None:
     with EventBus("propagates", propagate_errors=True) as bus, Gate() as gate:
-        bus.on("slow", gate, timeout=0.005)
+        bus.on("slow", gate, timeout=LONG)
         with pytest.raises(EventTimeoutError, match="Gate"):
-            bus.emit("slow").wait(BOUND)
+            past(bus, gate, bus.emit("slow"))
         bus.on("full", gate, max_pending=1, overflow="error")
         bus.emit("full")
         gate.entered(2)

@@ -387,7 +387,6 @@ class TestClosed:
             assert statuses(*receipts) == ["cancelled"] * 4
             settled(bus)
 
-    @pytest.mark.leaves_threads
     def test_g10_a_thread_in_a_handler_is_a_daemon_and_ends_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It need not be idle for a while first."""
         monkeypatch.setattr(dispatcher, "IDLE_SECONDS", 60.0)

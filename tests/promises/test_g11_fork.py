@@ -179,6 +179,7 @@ def test_what_is_unsettled_is_cancelled_in_the_child_and_goes_on_in_the_parent()
     )
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_fork_while_other_threads_are_inside_the_bus() -> None:
     """Locks held elsewhere, half-done registrations: each child works at once."""
     run(

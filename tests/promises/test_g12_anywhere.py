@@ -22,11 +22,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, settled
+from kit import BOUND, Gate, settled, soon
 
 import eventbus
 import eventbus._engine.engine as engine_module
-from eventbus import DeadlockError, Event, EventBus, Receipt, Status, Subscription
+from eventbus import BusClosedError, CloseReport, DeadlockError, Event, EventBus, Receipt, Status, Subscription
 from eventbus._engine import primitives
 
 HERE = eventbus.__file__.rpartition("__init__")[0]
@@ -108,6 +108,11 @@ def is_traced(code: CodeType) -> bool:
 @contextmanager
 def interrupting(interrupter: Interrupter) -> Iterator[None]:
     """Have the interrupter see every instruction of the bus's code, in threads that begin within as well."""
+    tools, interval = primitives.tools, sys.getswitchinterval()
+    # It interrupts only where CPython may, so that sections are to be relied on; but its own code, which comes within
+    # them, must not let another thread in.
+    primitives.tools = lambda: None
+    sys.setswitchinterval(1000.0)
     if sys.version_info >= (3, 12):
         tool, event = 4, sys.monitoring.events.INSTRUCTION
         sys.monitoring.use_tool_id(tool, "interrupter")
@@ -122,6 +127,8 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
                 sys.monitoring.set_local_events(tool, code, 0)
             sys.monitoring.register_callback(tool, event, None)
             sys.monitoring.free_tool_id(tool)
+            primitives.tools = tools
+            sys.setswitchinterval(interval)
     else:
 
         def local(frame: FrameType, event: str, arg: Any) -> Any:
@@ -136,18 +143,16 @@ def interrupting(interrupter: Interrupter) -> Iterator[None]:
             frame.f_trace_lines = False
             return local
 
-        before = sys.gettrace()
-        tools = primitives.tools
-        # It interrupts only where CPython may, so that sections are to be relied on.
-        primitives.tools = lambda: None
+        before, others = sys.gettrace(), threading.gettrace()
         threading.settrace(trace)
         sys.settrace(trace)
         try:
             yield
         finally:
             sys.settrace(before)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(others)  # type: ignore[arg-type]
             primitives.tools = tools
+            sys.setswitchinterval(interval)
 
 
 # What only moves values about within its own frame: before or after it makes no difference to anybody else.
@@ -201,13 +206,6 @@ def where(place: Place | None) -> str:
     code, offset = place
     line = next((line for begin, end, line in code.co_lines() if begin <= offset < end), 0)
     return f"{code.co_qualname}:{line} (+{offset})"
-
-
-@pytest.fixture(autouse=True)
-def untraced() -> None:
-    """A debugger or a coverage run owns the hooks on 3.11: these tests would measure it instead."""
-    if sys.version_info < (3, 12) and sys.gettrace() is not None:
-        pytest.skip("another tracer is active")
 
 
 @pytest.fixture(autouse=True)
@@ -1149,6 +1147,7 @@ needs_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the
 
 
 @needs_signals
+@pytest.mark.usefixtures("untraced")
 def test_signal_handlers_emit_under_load() -> None:
     """Real signals in the main thread, two more threads that emit, one second at most."""
     with EventBus() as bus:
@@ -1200,6 +1199,7 @@ def test_signal_handlers_emit_under_load() -> None:
 
 
 @needs_signals
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some raise within weakref callbacks
 def test_signal_handlers_raise_under_load() -> None:
     """Each breaks one call off, somewhere; the bus goes on, drains, and every delivery is accounted for."""
@@ -1244,3 +1244,47 @@ def test_signal_handlers_raise_under_load() -> None:
         settled(bus)
         report = bus.close(BOUND)
         assert (report.cancelled, report.stuck) == (0, ())
+
+
+def test_what_a_call_in_the_midst_of_a_step_can_know_and_what_it_cannot_wait_for(caplog: Any) -> None:
+    """It takes effect when the step has ended: until then nothing is known of it, and waiting for it is refused."""
+    bus = EventBus()
+    mine, later = Log(), Log()
+    bus.on("a", mine)
+    seen: list[Any] = []
+
+    def refused(call: Callable[[], object]) -> None:
+        with pytest.raises(DeadlockError, match="interrupted"):
+            call()
+
+    def within() -> None:
+        receipt = bus.emit("a", 1)
+        assert (receipt.deliveries, receipt.done, receipt.outcomes) == (None, False, ())
+        assert "not in effect yet" in repr(receipt)
+        refused(lambda: receipt.wait(0))
+        refused(lambda: bus.request("a", 2, BOUND))
+        refused(lambda: bus.drain(BOUND))
+        seen.extend([receipt, bus.on("b", later), bus.emit("b", 3)])
+
+    bus._engine.monitor.run(within)
+    receipt, subscription, heard = seen
+    assert receipt.wait(BOUND).deliveries == 1
+    assert heard.wait(BOUND).deliveries == 1
+    assert subscription.active
+    bus.drain(BOUND)
+    assert (mine.got, later.got) == ([1, 2], [3])
+    settled(bus)
+
+    def end() -> None:
+        assert bus.close(BOUND) == CloseReport()  # nothing is known yet
+        seen.append(bus.on("late", later))
+        seen.append(bus.emit("a", 4))
+
+    bus._engine.monitor.run(end)
+    soon(lambda: bus._engine.closed_report is not None, "the close in a thread of its own")
+    assert not bus.subscriptions()
+    assert not seen[-2].active
+    with pytest.raises(BusClosedError):
+        seen[-1].wait(BOUND)
+    assert "that was put off is refused" in caplog.text
+    assert mine.got == [1, 2]

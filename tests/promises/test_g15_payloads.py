@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
 from kit import BOUND
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, computed_field, field_validator
 
 from eventbus import Event, EventBus, HandlerTypeError, PayloadError, Status
 
@@ -247,7 +247,97 @@ def test_models_with_extras_and_arbitrary_parts_are_copied_deeply_too(bus: Event
     assert given(bus, as_dict, model) == {"anything": [1], "more": [2]}
 
 
+def test_computed_fields_and_free_objects_are_copied_deeply_too(bus: EventBus) -> None:
+    """Whatever part of a dump the model may hold itself."""
+
+    class Bag:
+        def __init__(self) -> None:
+            self.items: list[int] = []
+
+    class Computed(BaseModel):
+        _parts: list[int] = PrivateAttr(default_factory=lambda: [1])
+
+        @computed_field  # type: ignore[prop-decorator]
+        @property
+        def parts(self) -> Any:
+            return self._parts
+
+    class Free(BaseModel):
+        bag: Any = None
+
+    computed, free = Computed(), Free(bag=Bag())
+    given(bus, as_dict, computed)["parts"].append(9)
+    assert computed._parts == [1]
+    given(bus, as_dict, free)["bag"].items.append(9)
+    assert free.bag.items == []
+
+
+class Node(BaseModel):
+    """With fields of each form that a dump never shares with the model."""
+
+    next: Node | None = None
+    kind: Literal["node"] = "node"
+    tags: list[Annotated[str, "a note"]] = []
+    free: list = []  # type: ignore[type-arg]
+    nothing: None = None
+
+
+def test_the_dict_of_a_recursive_model_is_the_handlers_own(bus: EventBus) -> None:
+    model = Node(next=Node(tags=["inner"]), tags=["outer"])
+    got = given(bus, as_dict, model)
+    assert got == model.model_dump()
+    got["tags"].append("more")
+    got["next"]["tags"].append("more")
+    assert (model.tags, model.next and model.next.tags) == (["outer"], ["inner"])
+
+
+def test_an_optional_event_an_optional_dict_and_none(bus: EventBus) -> None:
+    def event(payload: Event | None) -> Any:
+        return payload
+
+    def optional(payload: dict[str, Any] | None) -> Any:
+        return payload
+
+    def nothing(payload: Any) -> Any:
+        return payload
+
+    nothing.__annotations__["payload"] = None
+    assert given(bus, event, 7).payload == 7
+    assert given(bus, optional, None) is None
+    assert given(bus, optional, {"a": 1}) == {"a": 1}
+    assert given(bus, nothing, None) is None
+
+
+def test_a_payload_that_cannot_be_shown_is_refused_with_its_type(bus: EventBus) -> None:
+    class Hidden:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    bus.on("t", as_model)
+    (outcome,) = bus.emit("t", Hidden()).wait(BOUND).outcomes
+    assert "<test_a_payload_that_cannot_be_shown_is_refused_with_its_type.<locals>.Hidden>" in str(outcome.error)
+
+
 # Registration
+
+
+def test_a_function_may_call_its_payload_self_and_have_keywords_with_defaults(bus: EventBus) -> None:
+    def handler(self: Order) -> Any:
+        return self
+
+    def keyword(payload: Order, *, other: int = 1) -> Any:
+        return payload, other
+
+    assert given(bus, handler, {"id": 1}) == Order(id=1)
+    assert given(bus, keyword, {"id": 1}) == (Order(id=1), 1)
+
+
+def test_an_annotation_that_is_quoted_ever_so_often_is_resolved_too(bus: EventBus) -> None:
+    def handler(payload: Any) -> Any:
+        return payload
+
+    handler.__annotations__["payload"] = repr(repr(repr("Order")))
+    assert given(bus, handler, {"id": 1}) == Order(id=1)
 
 
 def test_only_the_payload_parameters_annotation_is_resolved(bus: EventBus) -> None:
@@ -409,6 +499,16 @@ def test_a_plain_function_that_returns_an_awaitable_fails_its_delivery(bus: Even
 
     with pytest.raises(HandlerTypeError, match="awaitable"):
         given(bus, lambda payload: coroutine(), 1)
+
+
+def test_a_plain_function_that_returns_an_awaitable_that_cannot_be_closed_fails_too(bus: EventBus) -> None:
+    class Awaitable:
+        def __await__(self) -> Any:
+            yield
+
+    bus.on("t", lambda payload: Awaitable())
+    (outcome,) = bus.emit("t").wait(BOUND).outcomes
+    assert isinstance(outcome.error, HandlerTypeError)
 
 
 def test_a_handler_may_return_a_receipt(bus: EventBus) -> None:

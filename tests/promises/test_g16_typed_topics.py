@@ -192,3 +192,14 @@ def test_a_type_checker_sees_both(tmp_path: Path) -> None:
     )  # fmt: skip
     found = {int(line.split(":")[1]) for line in result.stdout.splitlines() if ": error:" in line}
     assert found == wrong, result.stdout + result.stderr
+
+
+def test_a_topic_may_carry_a_typing_form(bus: EventBus) -> None:
+    """What a handler declares is not compared with it at the registration: that is for type checkers."""
+    numbers = Topic("numbers", list[int])
+
+    def total(payload: list[int]) -> int:
+        return sum(payload)
+
+    bus.on(numbers, total)
+    assert bus.emit(numbers, [1, 2]).wait(BOUND).results() == [3]

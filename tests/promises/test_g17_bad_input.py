@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
+from decimal import Decimal
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from eventbus import (
     OptionError,
     OptionTypeError,
     PayloadError,
+    Scope,
     ServiceError,
     Status,
     SubscriptionError,
@@ -326,7 +330,7 @@ def test_options_of_a_bus(options: dict[str, Any], error: type[Exception]) -> No
     assert isinstance(caught.value, TypeError if error is OptionTypeError else ValueError)
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf, -(10**400)])
 def test_time_outs_that_cannot_be(bus: EventBus, timeout: float) -> None:
     receipt = bus.emit("t")
     subscription = bus.on("t", listen)
@@ -343,7 +347,7 @@ def test_time_outs_that_cannot_be(bus: EventBus, timeout: float) -> None:
     assert scope.active
 
 
-@pytest.mark.parametrize("timeout", ["1", b"1", [1], True, 1j], ids=repr)
+@pytest.mark.parametrize("timeout", ["1", b"1", [1], True, 1j, Decimal("sNaN")], ids=repr)
 def test_time_outs_that_are_no_numbers(bus: EventBus, timeout: Any) -> None:
     receipt = bus.emit("t")
     for call in (
@@ -610,3 +614,30 @@ def test_every_public_error_has_one_root_and_one_fitting_builtin() -> None:
             wanted = next(builtin for builtin in BUILTINS if issubclass(each, builtin))
             assert wanted in (ValueError, RuntimeError)
         assert issubclass(each, wanted)
+
+
+def test_signatures_show_what_is_left_out_when_nothing_is_given() -> None:
+    assert "handler: 'Any' = <default>" in str(inspect.signature(EventBus.on))
+    assert "handler: 'Any' = <unset>" in str(inspect.signature(Scope.on))
+
+
+def test_options_of_another_overflow_that_the_bus_sets_are_left_out(bus: EventBus) -> None:
+    """Defaults are for those subscriptions that they can be for; given at the subscription they are refused."""
+    with EventBus(block_timeout=1.0, max_waiting=3) as other:
+        assert other.name != bus.name
+        subscription = other.on("t", listen, overflow="drop_oldest", max_pending=1)
+        assert other.emit("t", 1).wait(BOUND).deliveries == 1
+        assert subscription.active
+        with pytest.raises(OptionError, match="block_timeout"):
+            other.on("t", listen, overflow="drop_oldest", block_timeout=2.0)
+
+
+def test_a_string_of_ones_own_kind_is_a_topic(bus: EventBus) -> None:
+    class Names(StrEnum):
+        PAID = "orders/paid"
+
+    log = Log()
+    bus.on(Names.PAID, log)
+    bus.emit(Names.PAID, 1).wait(BOUND)
+    bus.emit("orders/paid", 2).wait(BOUND)
+    assert log.items == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from kit import BOUND
 
 from eventbus import EventBus, NotRegisteredError
+from eventbus._engine import registry
 
 
 def one(payload: Any) -> None:
@@ -229,3 +231,75 @@ class TestVerify:
         assert "one on 'b'" in text
         assert "two on 'c/*'" in text
         assert "one on 'a'" not in text
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """The contract's rules, said once more: a star is one level, two at the end are any number, none reach "bus/"."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    if wanted[0] in ("*", "**") and topic.startswith("bus/"):
+        return False
+    if wanted[-1] == "**":
+        wanted.pop()
+        levels = levels[: len(wanted)]
+    return len(wanted) == len(levels) and all(one in ("*", other) for one, other in zip(wanted, levels, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_g1_g2_random_registrations_reach_what_their_patterns_say(bus: EventBus, seed: int) -> None:
+    """Exact topics and patterns that share branches, added and removed at random, against the rules."""
+    chance = random.Random(seed)
+    topics = ["a", "a/b", "a/b/c", "b", "b/b", "bus", "bus/x", "c/b/c/d"]
+    patterns = [*topics, "*", "**", "a/*", "a/**", "*/b", "*/b/**", "a/b/*", "a/b/**", "*/*/c", "bus/*", "bus/**"]
+    alive: list[tuple[list[str], Any]] = []
+    for _ in range(250):
+        if alive and chance.random() < 0.48:
+            alive.pop(chance.randrange(len(alive)))[1].cancel()
+        else:
+            chosen = chance.sample(patterns, chance.choice((1, 1, 2, 3)))
+            alive.append((chosen, bus.on(chosen, one)))
+        topic = chance.choice(topics)
+        expected = tuple(each for names, each in alive if any(matches(name, topic) for name in names))
+        assert bus.subscriptions(topic) == expected
+        if topic != "bus/x":
+            assert bus.emit(topic).deliveries == len(expected)
+    bus.drain(BOUND)
+    while alive:
+        alive.pop()[1].cancel()
+    assert bus.topics() == ()
+    table = bus._engine.registry
+    assert not table._root.children  # G18: a branch that nobody is registered in is cut off
+    assert not table._root.here
+    assert not table._root.tail
+    assert not table._exact
+
+
+def test_g18_the_routes_that_are_remembered_are_bounded(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ROUTES_REMEMBERED", 4)
+    subscription = bus.on("t/*", one)
+    for number in range(20):
+        assert bus.emit(f"t/{number}").deliveries == 1
+        assert len(bus._engine.registry.routes) <= 4
+    subscription.cancel()
+    assert [bus.emit(f"t/{number}").deliveries for number in range(20)] == [0] * 20
+
+
+@pytest.mark.parametrize("patterns", range(3))
+def test_g1_g2_a_route_that_an_emit_has_looked_up_is_told_of_a_change(bus: EventBus, patterns: int) -> None:
+    """The emit compares numbers: whatever the registry's is, that of a route that was changed is another."""
+    table = bus._engine.registry
+    for number in range(patterns):
+        bus.on(f"x{number}/*", one)
+    for change in (lambda: bus.on("t", one), lambda: bus.off("t"), lambda: bus.on("*", one), lambda: bus.off("*")):
+        looked_up = table.route("t")
+        assert looked_up.generation == table.generation
+        change()
+        assert looked_up.generation != table.generation
+
+
+def test_g11_the_registry_that_a_child_builds_anew_is_the_same(bus: EventBus) -> None:
+    found = [bus.on(topics, one) for topics in ("a", ["a", "b/*"], "**", "a")]
+    bus._engine.monitor.run(bus._engine.registry.renew)
+    assert bus.subscriptions("a") == tuple(found)
+    assert bus.subscriptions("b/c") == (found[1], found[2])
+    found[1].cancel()
+    assert bus.subscriptions("b/c") == (found[2],)

@@ -109,6 +109,7 @@ def test_either_bus_will_do(face: Face) -> None:
         (lambda face: face.BaseService("name", "bus"), OptionTypeError),
         (lambda face: face.BaseService(7), OptionTypeError),
         (lambda face: face.BaseService("", face.bus), OptionError),
+        (lambda face: face.BaseService(face.bus, 7), OptionTypeError),
         (lambda face: face.BaseService("a", face.bus, 3), OptionTypeError),
         (lambda face: face.BaseService("a", face.bus, error_limit=-1), OptionError),
         (lambda face: face.BaseService("a", face.bus, error_limit="3"), OptionTypeError),
@@ -117,6 +118,7 @@ def test_either_bus_will_do(face: Face) -> None:
         (lambda face: Restart(backoff=-1), OptionError),
         (lambda face: Restart(jitter="much"), OptionTypeError),  # type: ignore[arg-type]
         (lambda face: Restart(backoff=float("inf")), OptionError),
+        (lambda face: Restart(backoff=None), OptionTypeError),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_refused(face: Face, make_it: Any, error: type[Exception]) -> None:
@@ -772,6 +774,150 @@ def test_stop_ends_a_restart_that_is_planned(face: Face) -> None:
     assert changes.statuses == ["starting", "running", "degraded", "stopping", "stopped"]
 
 
+def test_a_restart_goes_on_when_the_stop_before_it_fails(face: Face, caplog: pytest.LogCaptureFixture) -> None:
+    """G5: there is nobody who could hear of it but the log."""
+    changes = Changes(face.core)
+    starts: list[int] = []
+
+    def start(service: Any) -> None:
+        starts.append(1)
+        service.subscribe("t", (lambda payload: 1 / 0) if len(starts) == 1 else listen)
+
+    stops = iter([OSError("stuck"), None])
+
+    def stop(service: Any) -> None:
+        error = next(stops)
+        if error is not None:
+            raise error
+
+    service = make(face, start=start, stop=stop, error_limit=0, restart=Restart(attempts=1, backoff=0.001, jitter=0))
+    face.do(service.start)
+    face.core.emit("t").wait(BOUND)
+    changes.reached(5)
+    assert changes.statuses == ["starting", "running", "degraded", "starting", "running"]
+    assert [record.getMessage() for record in caplog.records if record.name == "eventbus"][-1:] == [
+        f"_stop of the service {service.name!r} raised"
+    ]
+    face.do(service.stop)
+    assert service.status == "stopped"
+
+
+def test_a_start_at_the_depth_limit_succeeds_though_nobody_can_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    """G19: status events have a depth as all others; the service does not depend on them."""
+    from eventbus import BaseService
+
+    with EventBus("shallow", max_depth=0) as bus:
+        heard = Changes(bus)
+        service = BaseService("deep", bus)
+        bus.on("go", lambda payload: service.start())
+        bus.emit("go").wait(BOUND).raise_for_errors()
+        assert service.status == "running"
+        assert heard.statuses == []
+        assert {record.getMessage() for record in caplog.records if "status" in record.getMessage()} == {
+            "the status of the service 'deep' could not be emitted"
+        }
+        service.stop()
+        assert heard.statuses == ["stopping", "stopped"]
+
+
+def test_a_stop_waits_for_the_status_that_another_thread_is_telling(bus: EventBus) -> None:
+    """Whoever has stopped a service knows that the last change has been told, whoever tells it."""
+    from eventbus import BaseService
+
+    service = BaseService("told", bus)
+    heard: list[str] = []
+    with Gate() as gate, Team() as team:
+
+        def hear(change: dict[str, Any]) -> None:
+            if change["status"] == "running":
+                gate(None)
+            heard.append(change["status"])
+
+        bus.on("service/status", hear, inline=True)
+        team.add(service.start)
+        team.go()
+        gate.entered()
+        team.add(lambda: (service.stop(), heard[-1:]))
+        soon(lambda: service._lifecycle._readers, "the stop waiting for it")
+        gate.open()
+    assert heard == FULL
+    assert team.results[1] == (None, ["stopped"])
+
+
+def test_a_start_that_fails_while_its_handler_waits_for_its_caller_tells_why_it_failed(bus: EventBus) -> None:
+    """G8: it cannot wait for that handler; its caller hears of the first error, not of that."""
+    from eventbus import BaseService
+
+    class Made(BaseService):
+        def _start(self) -> None:
+            assert known.wait(BOUND)
+            self.subscribe("ask", lambda payload: going.wait(BOUND))
+            bus.emit("ask")
+            soon(lambda: bus.stats().pool.waiting, "the handler waiting")
+            raise OSError("no such thing")
+
+    known = threading.Event()
+    service = Made(bus)
+    bus.on("go", lambda payload: service.start())
+    going = bus.emit("go")
+    known.set()
+    assert isinstance(going.wait(BOUND).outcomes[0].error, OSError)
+    assert service.status == "error"
+
+
+def test_who_shares_a_start_that_is_interrupted_is_told_and_not_interrupted(bus: EventBus) -> None:
+    """G5: Ctrl-C is for the thread that gets it."""
+    from eventbus import BaseService
+
+    class Made(BaseService):
+        def _start(self) -> None:
+            soon(lambda: self._lifecycle.turns.waiters, "the other caller waiting")
+            raise KeyboardInterrupt
+
+    service = Made(bus)
+
+    def told(call: Any) -> type[BaseException] | None:
+        try:
+            call()
+        except BaseException as error:
+            return type(error)
+        return None
+
+    with Team() as team:
+        team.add(told, service.start)
+        team.add(told, service.start)
+    assert sorted(error.__name__ for error in team.results) == ["KeyboardInterrupt", "ServiceError"]
+
+
+def test_what_a_start_has_emitted_may_stop_the_service_once_it_runs(bus: EventBus) -> None:
+    """G8: the handler belongs to that start no longer."""
+    from eventbus import BaseService
+
+    class Made(BaseService):
+        def _start(self) -> None:
+            receipts.append(bus.emit("later"))
+
+    receipts: list[Any] = []
+    service = Made(bus)
+    with Gate() as gate:
+        bus.on("later", lambda payload: (gate(payload), service.stop()))
+        service.start()
+        gate.entered()
+        gate.open()
+        receipts[0].wait(BOUND).raise_for_errors()
+    assert service.status == "stopped"
+
+
+def test_a_class_of_services_can_be_looked_into(face: Face) -> None:
+    """As autospec does; only an instance that was not initialised is refused."""
+    from unittest.mock import create_autospec
+
+    spec = create_autospec(face.BaseService, instance=True)
+    assert spec.start is not None
+    with pytest.raises(ServiceError, match="super"):
+        _ = face.BaseService.__new__(face.BaseService).status
+
+
 def test_delays_double_and_are_bounded() -> None:
     rule = Restart(attempts=100, backoff=0.5, jitter=0)
     assert [rule.delay(n) for n in (1, 2, 3)] == [0.5, 1.0, 2.0]
@@ -865,6 +1011,8 @@ def test_a_group_is_built_by_adding(face: Face) -> None:
     assert len(group) == 3
     with pytest.raises(ServiceError, match="already"):
         group.add(c)
+    with pytest.raises(ServiceError, match="already"):
+        face.ServiceGroup(a, {a: []})
     with pytest.raises(ServiceError, match="depends on 'x'"):
         group.add(order.service("d"), after=["x"])
     with pytest.raises(OptionTypeError, match="its own face"):
@@ -875,6 +1023,8 @@ def test_a_group_is_built_by_adding(face: Face) -> None:
     assert group.services == (a, b, c)
     face.do(face.ServiceGroup().start)
     face.do(face.ServiceGroup().stop)
+    assert repr(group) == "<ServiceGroup: a initializing, b initializing, c initializing>"
+    assert repr(face.ServiceGroup()) == "<ServiceGroup: empty>"
 
 
 def test_a_half_done_start_is_undone(face: Face) -> None:

@@ -27,6 +27,7 @@ from eventbus import (
     SubscriptionStats,
 )
 from eventbus._engine.latency import Histogram
+from eventbus._engine.registry import TOPICS_COUNTED
 
 OUTCOMES = ("delivered", "failed", "timed_out", "cancelled", "dropped", "rejected")
 
@@ -304,3 +305,64 @@ def test_outcomes_tell_who_and_what(bus: EventBus) -> None:
     assert isinstance(two.error, ValueError)
     assert one.duration >= 0
     assert f"{one.status}" == "delivered"
+
+
+def test_records_are_equal_by_value_and_within_their_kind() -> None:
+    one, two = CloseReport(1, ("a",)), CloseReport(1, ("a",))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert len({one, two, Latency()}) == 2
+    assert one != (1, ("a",))
+    assert one != Latency()
+
+
+def test_an_event_with_a_long_payload_is_shown_in_short(bus: EventBus) -> None:
+    events: list[Event] = []
+    bus.on("t", events.append, payload=Event)
+    bus.emit("t", "x" * 1000).wait(BOUND)
+    assert repr(events[0]).endswith("xxx...>")
+    assert len(repr(events[0])) < 140
+
+
+def test_emits_beyond_the_table_of_topics_are_counted_in_one_row(bus: EventBus) -> None:
+    """The first 1,024 topics have a row each, whoever was registered for them meanwhile; no emit is lost to the sum."""
+    for number in range(TOPICS_COUNTED - 1):
+        bus.emit(f"t/{number}")
+    early = bus.on("t/5", lambda payload: None)
+    bus.emit("t/5")
+    assert bus.stats().topics["t/5"] == 2  # those from before the registration too
+    bus.emit("last/row")
+    bus.emit("last/row")
+    early.cancel()
+    bus.emit("t/5")
+    topics = bus.stats().topics
+    assert (topics["t/5"], topics["last/row"], topics.get("other")) == (3, 2, None)
+    for _ in range(3):
+        bus.emit("one/too/many")
+    assert bus.stats().topics["other"] == 3
+    late = bus.on("late", lambda payload: None)
+    bus.emit("late")
+    bus.emit("late")
+    assert bus.stats().topics["late"] == 2
+    late.cancel()
+    assert "late" not in bus.stats().topics
+    assert bus.stats().topics["other"] == 5
+    bus.emit("late")
+    assert bus.stats().topics["other"] == 6
+    unused = bus.on("unused", lambda payload: None)
+    assert bus.stats().topics["unused"] == 0
+    unused.cancel()
+    assert "unused" not in bus.stats().topics
+    bus.on("other", lambda payload: None)
+    bus.emit("other")
+    assert bus.stats().topics["other"] == 7  # one topic may have that very name
+    bus.drain(BOUND)
+    assert sum(bus.stats().topics.values()) == bus.stats().events
+
+
+def test_a_topic_without_emits_takes_no_row_when_its_last_subscription_ends(bus: EventBus) -> None:
+    for number in range(3):
+        bus.on(f"t/{number}", lambda payload: None).cancel()
+    assert bus.stats().topics == {}
+    bus.emit("t/0")
+    assert bus.stats().topics == {"t/0": 1}

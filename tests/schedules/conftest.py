@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from kit_schedule.baton import Carrier
 from kit_schedule.explore import tally
+
+
+@pytest.fixture(autouse=True)
+def no_carriers(untraced: None) -> Iterator[None]:
+    """They serve one schedule after another, but only those of one test."""
+    yield
+    Carrier.dismiss()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,0 +1,1780 @@
+/* The hot path in C: what the sections of engine.py, turn.py, inline.py and dispatcher.py do, and nothing else.
+
+   Optional. Each function here does a whole common case or refuses it and has changed nothing; the Python code then goes
+   on, and is complete without this file. Where the two differ, the Python is right: it is the specification.
+
+   A section (see primitives.SECTIONS) is a run of this code between two calls that can run Python code. On a build with a
+   GIL no other thread and no signal handler comes in between; so what may allocate a container (which on Python 3.11 can
+   run the collector) or drop the last reference to an object of a user's stands before or after a section, never in it.
+   Where memory runs out within a section nothing has been changed yet: new values are made first, then put in place.
+
+   Objects keep their Python classes: attributes are read and written at the offsets of their __slots__, which bind() looks
+   up. Builds without a GIL do not have this module. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <time.h>
+
+#ifdef Py_GIL_DISABLED
+#error "sections need a GIL: on this build the locks of the Python code are the way"
+#endif
+
+/* The attributes that are used, by class. */
+#define ENGINE(X) X(monitor) X(registry) X(seqs) X(sampled) X(max_depth) X(uid) X(state) X(epoch) X(drains) \
+    X(keen) X(emitter) X(propagates)
+#define MONITOR(X) X(after) X(busy) X(deferred)
+#define REGISTRY(X) X(routes) X(generation)
+#define ROUTE(X) X(boxes) X(counted) X(generation) X(all_inline) X(reserved) X(size) X(swift) X(tally)
+#define TALLY(X) X(emits)
+#define EPOCH(X) X(open)
+#define DELIVERY(X) X(actor) X(box) X(deadline) X(duration) X(epoch) X(error) X(info) X(later) X(lineage) X(outer) \
+    X(receipt) X(seq) X(state) X(status) X(uid) X(value) X(waiter) X(worker)
+#define RECEIPT(X) X(_accepting) X(_context) X(_deliveries) X(_engine) X(_event) X(_follows) X(_headers) X(_left) \
+    X(_lineage) X(_mark) X(_observers) X(_payload) X(_propagate) X(_seq) X(_timestamp) X(_topic) X(_uid) X(_waiters)
+#define MAILBOX(X) X(admits) X(bound) X(counts) X(deliveries) X(engine) X(executor) X(flows) X(held) X(info) X(observer) \
+    X(pending) X(queued) X(running) X(spec)
+#define SPEC(X) X(convert) X(function) X(takes_event)
+#define WORKER(X) X(actor) X(blocked) X(cell) X(claims) X(delivery) X(executor)
+#define THREAD(X) X(sleeper)
+#define EXECUTOR(X) X(computing) X(engine) X(limit) X(ready)
+#define POOL(X) X(idle)
+#define SLOT_OF_LOOP(X) X(cancelled) X(context) X(coroutine) X(expired) X(ours) X(started) X(suspended) X(task) \
+    X(yielded) X(yielding)
+#define LOOP(X) X(eagers) X(gone) X(ident) X(loop) X(parked) X(paused) X(roused) X(scheduled) X(since) X(spent)
+#define BINDING(X) X(home)
+#define ASYNC_RECEIPT(X) X(_binding) X(_patience)
+
+#define BLOCKED(X) X(blocked)
+#define AT_WORK(X) X(delivery)
+#define WHOSE(X) X(executor)
+/* The objects that are held. */
+#define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
+    X(current) X(delivered) X(deque) X(end_inline) X(mend_emit) X(mend_slot) X(monotonic) X(no_counts) X(nobody) \
+    X(partial) X(plain) X(running_loop) X(seam) X(steps) X(swap_task) X(to_plain) X(too_late) X(wall)
+
+/* Those that are its own. */
+#define NAMES(X) X(zero) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
+    X(n_monotonic) X(n_wake) X(n_wake_loop) X(n_wall_clock)
+
+typedef Py_ssize_t Offset;
+#define FIELD(name) Offset name;
+#define NAME(name) #name,
+#define OBJECT(name) PyObject *name;
+typedef struct {
+    WORKER(FIELD)
+} WorkerOffsets;
+
+typedef struct {
+    int on;    /* false: every function refuses */
+    int bound; /* the offsets are known */
+    struct { ENGINE(FIELD) } e;
+    struct { MONITOR(FIELD) } m;
+    struct { REGISTRY(FIELD) } g;
+    struct { ROUTE(FIELD) } o;
+    struct { TALLY(FIELD) } t;
+    struct { EPOCH(FIELD) } p;
+    struct { DELIVERY(FIELD) } d;
+    struct { RECEIPT(FIELD) } r;
+    struct { MAILBOX(FIELD) } b;
+    struct { SPEC(FIELD) } s;
+    WorkerOffsets worker;
+    WorkerOffsets emitter; /* of which it has "blocked", "delivery" and "executor" */
+    WorkerOffsets slot;
+    struct { THREAD(FIELD) } thread;
+    struct { EXECUTOR(FIELD) } x;
+    struct { POOL(FIELD) } pool;
+    struct { SLOT_OF_LOOP(FIELD) } sl;
+    struct { LOOP(FIELD) } l;
+    struct { BINDING(FIELD) } bi;
+    struct { ASYNC_RECEIPT(FIELD) } ar;
+    /* LoopExecutor is NULL until there is a facade; "seam" is the namespace of primitives, "steps" is monitor.steps,
+       "current" the context variable, "plain" is payload.PLAIN, "monotonic" and "wall" are the clocks that can be read
+       without a call. */
+    HELD(OBJECT)
+    PyCFunction append, popleft, appendleft; /* of deque */
+    PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
+    PyObject *ident;
+    NAMES(OBJECT)
+    double sample_seconds, slice;
+    Py_ssize_t eagers;
+} State;
+
+enum { LINED, PENDING, RUNNING, SETTLED };
+
+#define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))
+
+static inline int
+is_a(PyObject *object, PyObject *type) /* and no subclass */
+{
+    return (PyObject *)Py_TYPE(object) == type;
+}
+
+/* Put a value (a new reference) in the place of another, which is no object of a user's. */
+static inline void
+put(PyObject *object, Offset offset, PyObject *value)
+{
+    PyObject *old = SLOT(object, offset);
+    SLOT(object, offset) = value;
+    Py_XDECREF(old);
+}
+
+static inline void
+put_again(PyObject *object, Offset offset, PyObject *value)
+{
+    put(object, offset, Py_NewRef(value));
+}
+
+/* An attribute that is a small int; -1 if it is none, or too large: a bound of a mailbox can be any number. */
+static inline Py_ssize_t
+number(PyObject *object, Offset offset)
+{
+    PyObject *value = SLOT(object, offset);
+    if (value == NULL || !PyLong_CheckExact(value))
+        return -1;
+    Py_ssize_t found = PyLong_AsSsize_t(value);
+    if (found == -1)
+        PyErr_Clear();
+    return found;
+}
+
+/* A counter, more or less; NULL if there is no memory, or it is none. */
+static inline PyObject *
+changed(PyObject *object, Offset offset, Py_ssize_t by)
+{
+    Py_ssize_t old = number(object, offset);
+    return old < 0 || old == PY_SSIZE_T_MAX ? NULL : PyLong_FromSsize_t(old + by);
+}
+
+static inline int
+is_true(PyObject *object, Offset offset)
+{
+    return SLOT(object, offset) == Py_True;
+}
+
+static inline int
+is_none(PyObject *object, Offset offset)
+{
+    return SLOT(object, offset) == Py_None;
+}
+
+/* How long a tuple, list, dict or deque is. */
+static inline Py_ssize_t
+length(PyObject *container)
+{
+    if (PyTuple_CheckExact(container) || PyList_CheckExact(container))
+        return Py_SIZE(container);
+    return PyObject_Size(container);
+}
+
+/* Which clock of the system time.monotonic() reads: its times are compared with those that are read here. */
+#if defined(__APPLE__) && defined(CLOCK_UPTIME_RAW)
+#define MONOTONIC_ID CLOCK_UPTIME_RAW
+#elif defined(CLOCK_HIGHRES)
+#define MONOTONIC_ID CLOCK_HIGHRES
+#elif defined(CLOCK_MONOTONIC) && !defined(__APPLE__)
+#define MONOTONIC_ID CLOCK_MONOTONIC
+#else
+#define MONOTONIC_ID (-1) /* by a call */
+#endif
+#ifdef CLOCK_REALTIME
+#define REALTIME_ID CLOCK_REALTIME
+#else
+#define REALTIME_ID (-1)
+#endif
+
+/* A clock of the seam: read here if nobody stands in for it. */
+static double
+read_clock(PyObject *seam, PyObject *name, PyObject *known, int id)
+{
+    PyObject *clock = PyDict_GetItemWithError(seam, name);
+    if (clock == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetObject(PyExc_KeyError, name);
+        return -1.0;
+    }
+#ifdef CLOCK_REALTIME
+    struct timespec now;
+    if (clock == known && id >= 0 && clock_gettime(id, &now) == 0)
+        return (double)((long long)now.tv_sec * 1000000000 + now.tv_nsec) / 1e9; /* to the last bit as Python has it */
+#endif
+    double value = -1.0;
+    Py_INCREF(clock);
+    PyObject *read = PyObject_CallNoArgs(clock);
+    Py_DECREF(clock);
+    if (read != NULL) {
+        value = PyFloat_AsDouble(read);
+        Py_DECREF(read);
+    }
+    return value; /* an exception may be set */
+}
+
+#define MONOTONIC(s) read_clock((s)->seam, (s)->n_monotonic, (s)->monotonic, MONOTONIC_ID)
+#define WALL_CLOCK(s) read_clock((s)->seam, (s)->n_wall_clock, (s)->wall, REALTIME_ID)
+
+/* The exception that is set, as an object with its traceback. */
+static PyObject *
+take_error(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    if (trace != NULL)
+        PyException_SetTraceback(value, trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return value;
+#endif
+}
+
+/* The opposite: as it was, its __context__ too. Steals it. */
+static void
+set_error(PyObject *error)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(error);
+#else
+    PyErr_Restore(Py_NewRef((PyObject *)Py_TYPE(error)), error, PyException_GetTraceback(error));
+#endif
+}
+
+/* Whether a value needs no judging: it cannot be an awaitable. */
+static inline int
+is_plain(State *s, PyObject *value)
+{
+    if (value == Py_None)
+        return 1;
+    int found = PySet_Contains(s->plain, (PyObject *)Py_TYPE(value));
+    if (found < 0)
+        PyErr_Clear();
+    return found == 1;
+}
+
+/* Whether this thread is in the midst of a step, of whatever bus. */
+static int
+in_step(State *s)
+{
+    if (PyDict_GET_SIZE(s->steps) == 0)
+        return 0;
+    PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+    int found = ident == NULL ? -1 : PyDict_Contains(s->steps, ident);
+    Py_XDECREF(ident);
+    if (found < 0)
+        PyErr_Clear();
+    return found != 0;
+}
+
+/* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
+   delivery is pending for the dispatcher, a thread of it holds the bus, so nothing of a delivery and its receipt is
+   garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
+   and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
+static inline int
+is_atomic(PyObject *value)
+{
+    return value == Py_None || PyLong_CheckExact(value) || PyBool_Check(value) || PyFloat_CheckExact(value) ||
+           PyUnicode_CheckExact(value) || PyBytes_CheckExact(value);
+}
+
+static inline void
+track_one(PyObject *object)
+{
+    if (object != NULL && PyObject_IS_GC(object) && !PyObject_GC_IsTracked(object) &&
+        !(PyTuple_CheckExact(object) && Py_SIZE(object) == 0)) /* the empty tuple is everybody's */
+        PyObject_GC_Track(object);
+}
+
+static void
+track_both(State *s, PyObject *delivery, PyObject *receipt)
+{
+    track_one(delivery);
+    track_one(receipt);
+    track_one(SLOT(receipt, s->r._deliveries));
+}
+
+/* track(delivery, receipt), track(receipt): they may be part of a cycle from here on. */
+static PyObject *
+track(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    if (s->bound && count == 2)
+        track_both(s, args[0], args[1]);
+    else if (count == 1)
+        track_one(args[0]);
+    Py_RETURN_NONE;
+}
+
+/* turn.turn(): settle as delivered, and claim the next if there may be more.
+   Gives a new reference: that, or None; NULL, without an exception, is REFUSED. Whoever calls it holds the delivery, the
+   receipt and the mailbox. */
+static PyObject *
+turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *delivery, PyObject *receipt,
+     PyObject *box, PyObject *value, PyObject *took, int more)
+{
+    PyObject *epoch = SLOT(delivery, s->d.epoch);
+    PyObject *counts = SLOT(box, s->b.counts);
+    if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) != Py_False || !is_true(box, s->b.flows) ||
+        SLOT(box, s->b.executor) != SLOT(worker, w->executor) ||
+        SLOT(delivery, s->d.state) != s->states[RUNNING] || !is_none(receipt, s->r._waiters) ||
+        !is_none(receipt, s->r._follows) || SLOT(worker, w->blocked) != Py_False ||
+        PyFloat_AsDouble(SLOT(receipt, s->r._mark)) != 0.0 || !PyList_CheckExact(counts))
+        return NULL;
+    if (length(SLOT(engine, s->e.drains)) &&
+        (number(engine, s->e.keen) != 0 || epoch == Py_None || number(epoch, s->p.open) == 1))
+        return NULL;
+
+    Offset standing = is_true(box, s->b.observer) ? s->r._observers : s->r._left;
+    PyObject *pending = SLOT(box, s->b.pending);
+    PyObject *following = NULL, *held = NULL, *claims = NULL, *open = NULL;
+    more = more && is_a(pending, s->deque) && Py_SIZE(pending) > 0;
+    PyObject *left = changed(receipt, standing, -1);
+    PyObject *count = PyLong_FromSsize_t(PyLong_AsSsize_t(PyList_GET_ITEM(counts, 0)) + 1);
+    if (left == NULL || count == NULL)
+        goto no_memory;
+    if (epoch != Py_None && (open = changed(epoch, s->p.open, -1)) == NULL)
+        goto no_memory;
+    if (more) {
+        held = changed(box, s->b.held, -1);
+        claims = changed(worker, w->claims, 1);
+        following = held == NULL || claims == NULL ? NULL : s->popleft(pending, NULL);
+        if (following == NULL)
+            goto no_memory;
+        if (SLOT(following, s->d.state) != s->states[PENDING]) {
+            Py_XDECREF(s->appendleft(pending, following)); /* there is room where it was */
+            Py_CLEAR(following);
+            Py_CLEAR(held);
+            Py_CLEAR(claims);
+        }
+    }
+
+    /* Section: a delivery is settled, and the next is claimed. From here on nothing can fail. */
+    put_again(delivery, s->d.status, s->delivered);
+    put_again(delivery, s->d.value, value);
+    put_again(delivery, s->d.error, Py_None);
+    put_again(delivery, s->d.duration, took);
+    put_again(delivery, s->d.info, SLOT(box, s->b.info));
+    put_again(delivery, s->d.state, s->states[SETTLED]);
+    PyObject *last = PyList_GET_ITEM(counts, 0);
+    PyList_SET_ITEM(counts, 0, count);
+    Py_DECREF(last);
+    if (open != NULL) {
+        put(epoch, s->p.open, open);
+        put_again(delivery, s->d.epoch, Py_None);
+    }
+    put(receipt, standing, left);
+    /* What is dropped for good may run a finalizer: held until the section is over. */
+    PyObject *payload = NULL, *context = NULL, *event = NULL;
+    if (SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._observers) == s->zero) {
+        payload = SLOT(receipt, s->r._payload);
+        context = SLOT(receipt, s->r._context);
+        event = SLOT(receipt, s->r._event);
+        SLOT(receipt, s->r._payload) = Py_NewRef(Py_None);
+        SLOT(receipt, s->r._context) = Py_NewRef(Py_None);
+        SLOT(receipt, s->r._event) = Py_NewRef(Py_None);
+        put_again(receipt, s->r._engine, Py_None);
+    }
+    put_again(delivery, s->d.seq, SLOT(receipt, s->r._seq));
+    put_again(delivery, s->d.uid, SLOT(receipt, s->r._uid));
+    put_again(delivery, s->d.lineage, SLOT(receipt, s->r._lineage));
+    put_again(delivery, s->d.worker, Py_None);
+    put_again(delivery, s->d.actor, Py_None);
+    PyObject *outer = SLOT(delivery, s->d.outer);
+    SLOT(delivery, s->d.outer) = Py_NewRef(Py_None);
+    put_again(delivery, s->d.receipt, Py_None);
+    put_again(delivery, s->d.box, Py_None);
+    if (following != NULL) {
+        PyObject *cell = SLOT(worker, w->cell);
+        put(box, s->b.held, held);
+        put_again(following, s->d.state, s->states[RUNNING]);
+        put_again(following, s->d.worker, worker);
+        put_again(following, s->d.actor, SLOT(worker, w->actor));
+        PyList_SetItem(cell, 0, Py_NewRef(following));
+        put_again(box, s->b.running, cell);
+        put_again(worker, w->delivery, following);
+        put(worker, w->claims, claims);
+    }
+    else {
+        put(box, s->b.running, PyTuple_New(0)); /* the one empty tuple there is */
+        put_again(worker, w->delivery, Py_None);
+    }
+    /* End of section. */
+    if (!is_atomic(value))
+        track_both(s, delivery, receipt);
+    else if ((PyObject *)Py_TYPE(receipt) != s->Receipt)
+        track_one(receipt);
+    Py_XDECREF(payload);
+    Py_XDECREF(context);
+    Py_XDECREF(event);
+    Py_XDECREF(outer);
+    return following != NULL ? following : Py_NewRef(Py_None);
+
+no_memory:
+    PyErr_Clear();
+    Py_XDECREF(left);
+    Py_XDECREF(count);
+    Py_XDECREF(open);
+    Py_XDECREF(held);
+    Py_XDECREF(claims);
+    Py_XDECREF(following);
+    return NULL;
+}
+
+/* What a handler is called with; NULL with an exception if that cannot be had. */
+static PyObject *
+argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyObject *convert, int takes_event)
+{
+    PyObject *value = takes_event ? PyObject_CallMethodNoArgs(receipt, s->n_as_event) : Py_NewRef(payload);
+    if (value != NULL && SLOT(delivery, s->d.state) == s->states[SETTLED]) {
+        /* The payload may have been gone; settling comes before letting go of it. */
+        PyErr_SetNone(s->too_late);
+        Py_CLEAR(value);
+    }
+    if (value == NULL || convert == Py_None)
+        return value;
+    if (convert == s->to_plain && PySet_Contains(s->plain, (PyObject *)Py_TYPE(value)) == 1)
+        return value;
+    PyErr_Clear();
+    PyObject *converted = PyObject_CallOneArg(convert, value);
+    Py_DECREF(value);
+    return converted;
+}
+
+/* flow(engine, worker, delivery, box, until): run the deliveries of a mailbox, one after another.
+
+   Gives None when nothing is left to claim or the time is over; (delivery, value, error, took) of a call that has ended
+   and is to be judged; a delivery that is claimed and has not begun, for the Python code to run. */
+static PyObject *
+flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    PyObject *engine = args[0], *worker = args[1], *box = args[3];
+    PyObject *delivery = Py_NewRef(args[2]);
+    if (!s->on)
+        return delivery;
+    double until = PyFloat_AsDouble(args[4]);
+    PyObject *spec = SLOT(box, s->b.spec);
+    PyObject *function = Py_NewRef(SLOT(spec, s->s.function));
+    PyObject *convert = Py_NewRef(SLOT(spec, s->s.convert));
+    int takes_event = is_true(spec, s->s.takes_event);
+    PyObject *result = NULL;
+    double started = MONOTONIC(s);
+    if (PyErr_Occurred())
+        goto finally;
+    put_again(delivery, s->d.actor, SLOT(worker, s->worker.actor));
+    for (;;) {
+        PyObject *receipt = SLOT(delivery, s->d.receipt);
+        if (receipt == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING] || is_none(receipt, s->r._context)) {
+            result = delivery;
+            delivery = NULL;
+            break;
+        }
+        Py_INCREF(receipt);
+        PyObject *payload = Py_NewRef(SLOT(receipt, s->r._payload)), *emitters = Py_NewRef(SLOT(receipt, s->r._context));
+        PyObject *context = PyContext_Copy(emitters);
+        PyObject *value = NULL, *error = NULL;
+        if (context != NULL && PyContext_Enter(context) == 0) {
+            PyObject *token = PyContextVar_Set(s->current, delivery);
+            if (token != NULL) {
+                Py_DECREF(token);
+                PyObject *given = argument(s, delivery, receipt, payload, convert, takes_event);
+                if (given != NULL) {
+                    value = PyObject_CallOneArg(function, given);
+                    Py_DECREF(given);
+                }
+            }
+            if (value == NULL)
+                error = take_error();
+            if (PyContext_Exit(context) < 0)
+                PyErr_Clear();
+        }
+        else
+            error = take_error();
+        Py_XDECREF(context);
+        Py_DECREF(emitters);
+        Py_DECREF(payload);
+        double now = MONOTONIC(s);
+        PyObject *took = PyErr_Occurred() ? NULL : PyFloat_FromDouble(now - started);
+        if (took == NULL) {
+            PyErr_Clear();
+            took = Py_NewRef(s->no_time);
+        }
+        started = now;
+        PyObject *following = NULL;
+        if (value != NULL && is_plain(s, value))
+            following = turn(s, &s->worker, engine, worker, delivery, receipt, box, value, took, now < until);
+        Py_DECREF(receipt);
+        if (following == NULL)
+            result = PyTuple_Pack(4, delivery, value == NULL ? Py_None : value, error == NULL ? Py_None : error, took);
+        Py_XDECREF(value);
+        Py_XDECREF(error);
+        Py_DECREF(took);
+        if (following == NULL)
+            break;
+        Py_SETREF(delivery, following);
+        if (following == Py_None) {
+            result = delivery;
+            delivery = NULL;
+            break;
+        }
+    }
+finally:
+    Py_XDECREF(delivery);
+    Py_DECREF(function);
+    Py_DECREF(convert);
+    return result;
+}
+
+/* After an error: have Python code do something outside of steps. It is noted where the next flush finds it, without a
+   call of Python code; if the stack is exhausted, whoever flushes next has more of it. */
+static void
+note(State *s, PyObject *error, PyObject *monitor, PyObject *function, PyObject *a, PyObject *b, PyObject *c, PyObject *d, PyObject *e)
+{
+    PyObject *call = PyObject_CallFunctionObjArgs(s->partial, function, a, b, c, d, e, NULL);
+    PyObject *after = SLOT(monitor, s->m.after);
+    PyObject *nothing = call == NULL || !is_a(after, s->deque) ? NULL : s->append(after, call);
+    Py_XDECREF(call);
+    if (nothing != NULL && !PyErr_GivenExceptionMatches(error, PyExc_RecursionError))
+        Py_SETREF(nothing, PyObject_CallMethodNoArgs(monitor, s->n_flush));
+    if (nothing == NULL)
+        PyErr_Clear();
+    Py_XDECREF(nothing);
+}
+
+/* Executor.pull() for somebody who was roused: claim from the one mailbox that is ready, if it asks for nothing else.
+   Gives a new reference, or NULL if that is not the case, and then nothing has changed. */
+static PyObject *
+claim(State *s, WorkerOffsets *w, PyObject *executor, PyObject *worker)
+{
+    PyObject *ready = SLOT(executor, s->x.ready), *cell = SLOT(worker, w->cell);
+    if (!is_a(ready, s->deque) || length(ready) != 1 || !PyList_CheckExact(cell))
+        return NULL;
+    PyObject *box = s->popleft(ready, NULL), *delivery = NULL, *held = NULL, *claims = NULL;
+    if (box == NULL)
+        goto refused;
+    PyObject *pending = SLOT(box, s->b.pending);
+    if (!is_true(box, s->b.flows) || SLOT(box, s->b.executor) != executor || !is_a(pending, s->deque) ||
+        length(pending) == 0 || length(SLOT(box, s->b.running)) != 0)
+        goto refused;
+    held = changed(box, s->b.held, -1);
+    claims = changed(worker, w->claims, 1);
+    if (held == NULL || claims == NULL)
+        goto refused;
+    delivery = s->popleft(pending, NULL);
+    if (delivery == NULL)
+        goto refused;
+    if (SLOT(delivery, s->d.state) != s->states[PENDING]) {
+        Py_XDECREF(s->appendleft(pending, delivery));
+        Py_CLEAR(delivery);
+        goto refused;
+    }
+    put_again(box, s->b.queued, Py_False);
+    put(box, s->b.held, held);
+    put_again(delivery, s->d.state, s->states[RUNNING]);
+    put_again(delivery, s->d.worker, worker);
+    PyList_SetItem(cell, 0, Py_NewRef(delivery));
+    put_again(box, s->b.running, cell);
+    put_again(worker, w->delivery, delivery);
+    put(worker, w->claims, claims);
+    Py_DECREF(box);
+    return delivery;
+refused:
+    PyErr_Clear();
+    Py_XDECREF(held);
+    Py_XDECREF(claims);
+    if (box != NULL) {
+        Py_XDECREF(s->appendleft(ready, box)); /* there is room where it was */
+        PyErr_Clear();
+        Py_DECREF(box);
+    }
+    return NULL;
+}
+
+/* resume(engine, pool, worker): the first delivery of a thread that was woken, or None if a step has to say. */
+static PyObject *
+resume(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    PyObject *engine = args[0], *pool = args[1], *worker = args[2], *idle = SLOT(pool, s->pool.idle);
+    if (!s->on || in_step(s) || !PyList_CheckExact(idle))
+        Py_RETURN_NONE;
+    /* Section: a worker that was woken claims. */
+    if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) != Py_False ||
+        number(pool, s->x.computing) > number(pool, s->x.limit))
+        Py_RETURN_NONE;
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(idle); index++)
+        if (PyList_GET_ITEM(idle, index) == worker)
+            Py_RETURN_NONE;
+    PyObject *delivery = claim(s, &s->worker, pool, worker);
+    /* End of section. */
+    return delivery == NULL ? Py_NewRef(Py_None) : delivery;
+}
+
+/* drain(slot, delivery, until): step one coroutine handler after another, as Slot.drain() in eventbus_async does.
+
+   Gives None when there is nothing left to claim; True if a handler has suspended; (delivery, value, error) of a call
+   that has ended and is to be settled; a mailbox after which others are to have their turn; a delivery that is claimed
+   and has not begun, for the Python code to run. */
+static PyObject *
+drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals the delivery */
+{
+    PyObject *executor = SLOT(slot, s->slot.executor), *task = SLOT(slot, s->sl.task);
+    PyObject *result = NULL;
+    double started = MONOTONIC(s), spent = 0.0;
+    if (PyErr_Occurred())
+        goto finally;
+    for (;;) {
+        PyObject *receipt = SLOT(delivery, s->d.receipt), *box = SLOT(delivery, s->d.box);
+        if (receipt == Py_None || box == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING] ||
+            is_none(receipt, s->r._context) || is_none(box, s->b.spec)) {
+            result = delivery;
+            delivery = NULL;
+            break;
+        }
+        Py_INCREF(receipt);
+        Py_INCREF(box);
+        PyObject *engine = SLOT(box, s->b.engine), *emitters = Py_NewRef(SLOT(receipt, s->r._context));
+        PyObject *spec = Py_NewRef(SLOT(box, s->b.spec)), *payload = Py_NewRef(SLOT(receipt, s->r._payload));
+        put_again(delivery, s->d.actor, task);
+        put_again(slot, s->sl.coroutine, Py_None);
+        PyObject *context = PyContext_Copy(emitters);
+        PyObject *value = NULL, *made = NULL, *error = NULL;
+        PySendResult sent = PYGEN_ERROR;
+        if (context != NULL && PyContext_Enter(context) == 0) {
+            PyObject *token = PyContextVar_Set(s->current, delivery);
+            PyObject *given = NULL;
+            if (token != NULL) {
+                Py_DECREF(token);
+                given = argument(s, delivery, receipt, payload, SLOT(spec, s->s.convert), is_true(spec, s->s.takes_event));
+            }
+            if (given != NULL) {
+                made = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
+                Py_DECREF(given);
+            }
+            if (made != NULL && !PyCoro_CheckExact(made)) {
+                PyObject *coroutine = PyObject_CallFunctionObjArgs(s->as_coroutine, made, PyTuple_GET_ITEM(SLOT(box, s->b.info), 1), NULL);
+                Py_SETREF(made, coroutine);
+            }
+            if (made != NULL) {
+                put_again(slot, s->sl.coroutine, made);
+                sent = PyIter_Send(made, Py_None, &value);
+            }
+            if (sent == PYGEN_ERROR)
+                error = take_error();
+            if (PyContext_Exit(context) < 0)
+                PyErr_Clear();
+        }
+        else
+            error = take_error();
+        Py_DECREF(payload);
+        Py_DECREF(emitters);
+        Py_DECREF(spec);
+        PyObject *now = NULL, *following = NULL;
+        double instant = MONOTONIC(s);
+        if (PyErr_Occurred())
+            PyErr_Clear();
+        if (sent == PYGEN_NEXT) {
+            put(slot, s->sl.yielded, value);
+            put_again(slot, s->sl.context, context);
+            value = NULL;
+            result = Py_NewRef(Py_True);
+        }
+        else if (sent == PYGEN_RETURN && number(slot, s->sl.ours) == 0 && SLOT(slot, s->sl.expired) == Py_False) {
+            PyObject *cancelling = PyObject_CallMethodNoArgs(task, s->n_cancelling);
+            if (cancelling == s->zero && (now = PyFloat_FromDouble(instant - started)) != NULL)
+                following = turn(s, &s->slot, engine, slot, delivery, receipt, box, value, now, instant < until);
+            PyErr_Clear();
+            Py_XDECREF(cancelling);
+            Py_XDECREF(now);
+        }
+        spent = instant;
+        if (result == NULL && following == NULL)
+            result = PyTuple_Pack(3, delivery, value == NULL ? Py_None : value, error == NULL ? Py_None : error);
+        else if (following == Py_None) {
+            /* Section: nothing is left to claim. */
+            if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && length(SLOT(executor, s->x.ready)) == 0 &&
+                length(SLOT(box, s->b.pending)) == 0) {
+                put_again(executor, s->x.computing, s->zero);
+                PyList_SetItem(SLOT(slot, s->slot.cell), 0, Py_NewRef(Py_None));
+                result = Py_NewRef(Py_None);
+            }
+            else
+                result = Py_NewRef(box);
+            /* End of section. */
+        }
+        if (result != NULL) {
+            PyObject *began = PyFloat_FromDouble(started);
+            if (began != NULL)
+                put(slot, s->sl.started, began);
+            else
+                PyErr_Clear();
+        }
+        Py_XDECREF(value);
+        Py_XDECREF(error);
+        Py_XDECREF(made);
+        Py_XDECREF(context);
+        Py_DECREF(receipt);
+        Py_DECREF(box);
+        if (following == NULL)
+            break;
+        put_again(slot, s->sl.coroutine, Py_None);
+        Py_SETREF(delivery, following);
+        if (result != NULL)
+            break;
+        started = instant;
+    }
+finally:
+    if (spent != 0.0 && result != NULL) {
+        PyObject *ended = PyFloat_FromDouble(spent);
+        if (ended != NULL)
+            put(executor, s->l.spent, ended);
+        else
+            PyErr_Clear();
+    }
+    Py_XDECREF(delivery);
+    return result;
+}
+
+static PyObject *
+drain(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    if (!s->on || s->LoopExecutor == NULL)
+        return Py_NewRef(args[1]);
+    return drain_slot(s, args[0], Py_NewRef(args[1]), PyFloat_AsDouble(args[2]));
+}
+
+/* Make a task the current one of the loop; gives the one that was (a new reference), or NULL with an exception. */
+static PyObject *
+swap_task(State *s, PyObject *loop, PyObject *task)
+{
+    PyObject *both[2] = {loop, task};
+    return PyObject_Vectorcall(s->swap_task, both, 2, NULL);
+}
+
+/* LoopExecutor._serve(), where a parked slot lends its identity and claims from one mailbox.
+   1: it is done; 0: it is not, and nothing has changed; -1: an exception. */
+static int
+lend(State *s, PyObject *executor, PyObject *slot, PyObject *loop, int in_task, double until)
+{
+    PyObject *engine = SLOT(executor, s->x.engine), *monitor = SLOT(engine, s->e.monitor), *came = NULL, *error = NULL;
+    if (!is_true(executor, s->l.roused) || SLOT(monitor, s->m.busy) != Py_False)
+        return 0;
+    Py_INCREF(slot);
+    PyObject *before = swap_task(s, loop, SLOT(slot, s->sl.task));
+    if (before == NULL) {
+        Py_DECREF(slot);
+        return -1;
+    }
+    /* Section: a slot begins and claims. */
+    PyObject *delivery = NULL;
+    if ((before != Py_None) == in_task && is_true(executor, s->l.roused) && SLOT(monitor, s->m.busy) == Py_False)
+        delivery = claim(s, &s->slot, executor, slot);
+    int refused = delivery == NULL;
+    if (!refused) {
+        put_again(executor, s->l.roused, Py_False);
+        /* End of section. */
+        came = drain_slot(s, slot, delivery, until);
+        if (came != NULL && came != Py_None)
+            Py_SETREF(came, PyObject_CallMethodOneArg(slot, s->n_go_on, came));
+        if (came == NULL)
+            error = take_error();
+        Py_XDECREF(came);
+    }
+    PyObject *after = swap_task(s, loop, before);
+    Py_DECREF(before);
+    if (after == NULL && error == NULL)
+        error = take_error();
+    Py_XDECREF(after);
+    PyErr_Clear();
+    if (error != NULL)
+        note(s, error, monitor, s->mend_slot, executor, slot, NULL, NULL, NULL);
+    else if (SLOT(slot, s->sl.suspended) != Py_False || SLOT(slot, s->sl.yielding) != Py_False ||
+             SLOT(slot, s->sl.cancelled) != s->zero) {
+        PyObject *nothing = PyObject_CallMethodOneArg(executor, s->n_lent, slot);
+        if (nothing == NULL)
+            error = take_error();
+        Py_XDECREF(nothing);
+    }
+    Py_DECREF(slot);
+    if (error != NULL) {
+        set_error(error);
+        return -1;
+    }
+    return !refused;
+}
+
+/* serve(executor, slot, loop, task, until): tells whether it was done. */
+static PyObject *
+serve(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    if (!s->on || s->LoopExecutor == NULL || in_step(s))
+        Py_RETURN_FALSE;
+    int done = lend(s, args[0], args[1], args[2], args[3] != Py_None, PyFloat_AsDouble(args[4]));
+    return done < 0 ? NULL : PyBool_FromLong(done);
+}
+
+/* Whether a weak reference is one of that object. */
+static int
+is_of(PyObject *reference, PyObject *object)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *found = NULL;
+    if (PyWeakref_GetRef(reference, &found) < 0)
+        PyErr_Clear();
+    Py_XDECREF(found); /* if it is the same, others hold it */
+    return found == object;
+#else
+    return PyWeakref_GetObject(reference) == object;
+#endif
+}
+
+/* attend(binding, receipt): what awaiting a receipt does, where it can be settled here and now. Tells whether it is, and
+   nothing is left to do or to raise. */
+static PyObject *
+attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    PyObject *binding = args[0], *receipt = args[1];
+    if (!s->on || s->LoopExecutor == NULL || in_step(s))
+        Py_RETURN_FALSE;
+    PyObject *loop = PyObject_CallNoArgs(s->running_loop);
+    if (loop == NULL)
+        return NULL;
+    /* Where it is not awaited on the home loop, that may be about to change, see Binding.enter(). */
+    PyObject *home = SLOT(binding, s->bi.home);
+    int here = is_a(home, s->LoopExecutor) && is_of(SLOT(home, s->l.loop), loop) &&
+               SLOT(home, s->l.gone) == Py_False && SLOT(home, s->l.paused) == Py_False;
+    int done = 0;
+    if (here && is_true(home, s->l.roused) && number(receipt, s->r._left) > 0 && SLOT(home, s->l.parked) != Py_None &&
+        number(home, s->l.eagers) < s->eagers) {
+        double since = PyFloat_AsDouble(SLOT(home, s->l.since));
+        PyObject *eagers = changed(home, s->l.eagers, 1);
+        if (eagers == NULL)
+            PyErr_Clear();
+        else if (PyFloat_AsDouble(SLOT(home, s->l.spent)) - since < s->slice) {
+            put_again(home, s->l.eagers, eagers);
+            Py_INCREF(home); /* handlers run: there may be another one then */
+            done = lend(s, home, SLOT(home, s->l.parked), loop, 1, since + s->slice);
+            Py_DECREF(home);
+        }
+        Py_XDECREF(eagers);
+    }
+    Py_DECREF(loop);
+    if (done < 0)
+        return NULL;
+    return PyBool_FromLong(here && SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._propagate) == Py_False);
+}
+
+/* A delivery as Delivery.__init__ makes it. */
+static PyObject *
+make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
+{
+    PyTypeObject *type = (PyTypeObject *)s->Delivery;
+    PyObject *made = type->tp_alloc(type, 0);
+    if (made == NULL)
+        return NULL;
+    SLOT(made, s->d.receipt) = Py_NewRef(receipt);
+    SLOT(made, s->d.box) = Py_NewRef(box);
+    SLOT(made, s->d.epoch) = Py_NewRef(epoch);
+    SLOT(made, s->d.state) = Py_NewRef(s->states[PENDING]);
+    SLOT(made, s->d.status) = Py_NewRef(Py_None);
+    SLOT(made, s->d.deadline) = Py_NewRef(Py_None);
+    SLOT(made, s->d.worker) = Py_NewRef(Py_None);
+    SLOT(made, s->d.actor) = Py_NewRef(Py_None);
+    SLOT(made, s->d.waiter) = Py_NewRef(Py_None);
+    SLOT(made, s->d.outer) = Py_NewRef(Py_None);
+    return made;
+}
+
+/* A receipt as Receipt.__init__ makes it, but for what the emit fills in. Inline handlers run in the emitter's context
+   itself, so they need no copy of it. */
+static PyObject *
+make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, PyObject *payload, int is_inline)
+{
+    PyObject *seqs = SLOT(engine, s->e.seqs);
+    double now = WALL_CLOCK(s);
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *context = is_inline ? Py_NewRef(Py_None) : PyContext_CopyCurrent();
+    PyObject *timestamp = PyFloat_FromDouble(now);
+    PyObject *mark = Py_NewRef(s->no_time);
+    PyObject *seq = NULL, *made = NULL;
+    if (context == NULL || timestamp == NULL)
+        goto failed;
+    double since = now - PyFloat_AsDouble(SLOT(engine, s->e.sampled));
+    if (!(since >= 0.0 && since < s->sample_seconds)) {
+        put_again(engine, s->e.sampled, timestamp);
+        double instant = MONOTONIC(s);
+        if (PyErr_Occurred())
+            goto failed;
+        Py_SETREF(mark, PyFloat_FromDouble(instant));
+        if (mark == NULL)
+            goto failed;
+    }
+    made = type->tp_alloc(type, 0);
+    if (made == NULL)
+        goto failed;
+    seq = Py_TYPE(seqs)->tp_iternext(seqs);
+    if (seq == NULL) {
+        Py_CLEAR(made);
+        goto failed;
+    }
+    SLOT(made, s->r._engine) = Py_NewRef(engine);
+    SLOT(made, s->r._uid) = Py_NewRef(SLOT(engine, s->e.uid));
+    SLOT(made, s->r._topic) = Py_NewRef(topic);
+    SLOT(made, s->r._payload) = Py_NewRef(payload);
+    SLOT(made, s->r._context) = context;
+    SLOT(made, s->r._timestamp) = timestamp;
+    SLOT(made, s->r._seq) = seq;
+    SLOT(made, s->r._mark) = mark;
+    SLOT(made, s->r._headers) = Py_NewRef(Py_None);
+    SLOT(made, s->r._lineage) = Py_NewRef(Py_None);
+    SLOT(made, s->r._follows) = Py_NewRef(Py_None);
+    SLOT(made, s->r._event) = Py_NewRef(Py_None);
+    SLOT(made, s->r._waiters) = Py_NewRef(Py_None);
+    SLOT(made, s->r._left) = Py_NewRef(Py_None);
+    SLOT(made, s->r._observers) = Py_NewRef(s->zero);
+    SLOT(made, s->r._accepting) = Py_NewRef(s->zero);
+    SLOT(made, s->r._propagate) = Py_NewRef(Py_False);
+    return made;
+failed:
+    Py_XDECREF(context);
+    Py_XDECREF(timestamp);
+    Py_XDECREF(mark);
+    return NULL;
+}
+
+/* engine._descend(), where there is no max_depth: what caused the event. */
+static int
+note_cause(State *s, PyObject *receipt, PyObject *causing)
+{
+    PyObject *uid = SLOT(causing, s->r._uid), *seq = SLOT(causing, s->r._seq);
+    PyObject *above = SLOT(causing, s->r._lineage);
+    PyObject *root_uid = uid, *root_seq = seq;
+    Py_ssize_t depth = 1;
+    if (above != Py_None) {
+        depth = PyLong_AsSsize_t(PyTuple_GET_ITEM(above, 4)) + 1;
+        if (depth > 1) {
+            root_uid = PyTuple_GET_ITEM(above, 2);
+            root_seq = PyTuple_GET_ITEM(above, 3);
+        }
+    }
+    PyObject *level = PyLong_FromSsize_t(depth);
+    if (level == NULL)
+        return -1;
+    PyObject *lineage = PyTuple_Pack(6, uid, seq, root_uid, root_seq, level, Py_None);
+    Py_DECREF(level);
+    if (lineage == NULL)
+        return -1;
+    put(receipt, s->r._lineage, lineage);
+    return 0;
+}
+
+static int
+is_ident(PyObject *actor, unsigned long ident)
+{
+    if (actor == NULL || !PyLong_CheckExact(actor))
+        return 0;
+    unsigned long value = PyLong_AsUnsignedLong(actor);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return value == ident;
+}
+
+/* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
+   exception that is no handler's. */
+static PyObject *
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObject *epoch, PyObject *ident,
+        PyObject *outer, double *started)
+{
+    PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
+    PyObject *own = PyTuple_Pack(1, delivery);
+    PyObject *passing = NULL, *value = NULL, *error = NULL, *took = NULL;
+    PyObject *deliveries = own == NULL ? NULL : changed(box, s->b.deliveries, 1);
+    if (deliveries == NULL) {
+        PyErr_Clear();
+        Py_CLEAR(own);
+    }
+    put_again(delivery, s->d.actor, ident);
+    put_again(delivery, s->d.later, s->nobody);
+    put_again(delivery, s->d.epoch, epoch);
+    if (outer != NULL) {
+        put_again(delivery, s->d.outer, outer);
+        put_again(delivery, s->d.worker, SLOT(outer, s->d.worker));
+    }
+    /* Section: an inline delivery begins. */
+    if (own != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
+        length(SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts) {
+        put_again(delivery, s->d.state, s->states[RUNNING]);
+        put_again(delivery, s->d.info, SLOT(box, s->b.info));
+        put(box, s->b.deliveries, deliveries);
+        put(box, s->b.running, own);
+        /* End of section. */
+    }
+    else {
+        Py_XDECREF(own);
+        Py_XDECREF(deliveries);
+        PyObject *begun = PyObject_CallFunctionObjArgs(s->begin_inline, engine, delivery, NULL);
+        if (begun != Py_True) {
+            if (begun != NULL)
+                passing = Py_NewRef(Py_None);
+            Py_XDECREF(begun);
+            goto finally;
+        }
+        Py_DECREF(begun);
+        *started = MONOTONIC(s);
+        if (PyErr_Occurred())
+            goto finally;
+    }
+    PyObject *token = PyContextVar_Set(s->current, delivery);
+    if (token != NULL) {
+        Py_DECREF(token);
+        PyObject *spec = Py_NewRef(SLOT(box, s->b.spec));
+        PyObject *given = argument(s, delivery, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
+                                   is_true(spec, s->s.takes_event));
+        if (given != NULL) {
+            value = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
+            Py_DECREF(given);
+        }
+        Py_DECREF(spec);
+    }
+    if (value == NULL)
+        error = take_error();
+    double now = MONOTONIC(s);
+    took = PyErr_Occurred() ? NULL : PyFloat_FromDouble(now - *started);
+    if (took == NULL) {
+        PyErr_Clear();
+        took = Py_NewRef(s->no_time);
+    }
+    *started = now;
+    if (value != NULL && is_plain(s, value)) {
+        PyObject *emitter = SLOT(engine, s->e.emitter);
+        passing = turn(s, &s->emitter, engine, emitter, delivery, receipt, box, value, took, 0);
+        if (passing != NULL)
+            goto finally; /* None: there is nothing to claim */
+    }
+    passing = PyObject_CallFunctionObjArgs(s->end_inline, engine, delivery, value == NULL ? Py_None : value,
+                                           error == NULL ? Py_None : error, took, NULL);
+    if (passing != NULL) {
+        *started = MONOTONIC(s);
+        if (PyErr_Occurred())
+            Py_CLEAR(passing);
+    }
+finally:
+    Py_XDECREF(value);
+    Py_XDECREF(error);
+    Py_XDECREF(took);
+    Py_DECREF(box);
+    return passing;
+}
+
+/* A thread's ident as an object; remembered, since mostly one thread asks. */
+static PyObject *
+own_ident(State *s, unsigned long ident)
+{
+    if (s->ident == NULL || !is_ident(s->ident, ident))
+        Py_XSETREF(s->ident, PyLong_FromUnsignedLong(ident));
+    return Py_XNewRef(s->ident);
+}
+
+/* inline.run_inline(). */
+static int
+run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *cause)
+{
+    unsigned long ident = PyThread_get_thread_ident();
+    PyObject *outer = NULL;
+    if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
+        outer = cause;
+    PyObject *actor = own_ident(s, ident);
+    PyObject *passing = Py_NewRef(Py_None);
+    int failed = actor == NULL;
+    double started = failed ? 0.0 : MONOTONIC(s);
+    failed = failed || PyErr_Occurred() != NULL;
+    for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
+        PyObject *ended =
+            run_one(s, engine, receipt, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &started);
+        failed = ended == NULL;
+        if (!failed && passing == Py_None)
+            Py_SETREF(passing, Py_NewRef(ended));
+        Py_XDECREF(ended);
+    }
+    PyObject *error = failed ? take_error() : NULL;
+    PyObject *token = PyContextVar_Set(s->current, cause);
+    if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
+        PyErr_Clear();
+        token = PyContextVar_Set(s->current, cause);
+    }
+    Py_XDECREF(token);
+    if (token == NULL) {
+        if (error != NULL)
+            PyErr_Clear();
+        failed = 1;
+    }
+    if (error != NULL)
+        set_error(error);
+    else if (!failed && passing != Py_None) {
+        failed = 1;
+        PyErr_SetObject((PyObject *)Py_TYPE(passing), passing);
+    }
+    Py_XDECREF(actor);
+    Py_DECREF(passing);
+    return failed ? -1 : 0;
+}
+
+/* Mailbox.schedule() where somebody can be roused at once: stand in the ready queue. Tells whether that is done; whom to
+   wake, outside of the section, is noted. */
+static int
+schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
+{
+    PyObject *executor = SLOT(box, s->b.executor);
+    int is_loop = is_a(executor, s->LoopExecutor);
+    if (*sleeper != NULL || *loop != NULL || !(is_loop || is_a(executor, s->Dispatcher)))
+        return 0;
+    PyObject *ready = SLOT(executor, s->x.ready), *idle = is_loop ? NULL : SLOT(executor, s->pool.idle);
+    if (!is_true(box, s->b.flows) || !is_a(ready, s->deque) ||
+        number(executor, s->x.computing) >= number(executor, s->x.limit) ||
+        (!is_loop && (!PyList_CheckExact(idle) || PyList_GET_SIZE(idle) == 0)))
+        return 0;
+    PyObject *computing = changed(executor, s->x.computing, 1);
+    PyObject *nothing = computing == NULL ? NULL : s->append(ready, box);
+    if (nothing == NULL) {
+        PyErr_Clear();
+        Py_XDECREF(computing);
+        return 0;
+    }
+    Py_DECREF(nothing);
+    put(executor, s->x.computing, computing);
+    put_again(box, s->b.queued, Py_True);
+    if (is_loop) {
+        put_again(executor, s->l.roused, Py_True);
+        /* Where the loop will call _begin anyhow, its own thread need not ask for it. */
+        if (!is_true(executor, s->l.scheduled) ||
+            !is_ident(SLOT(executor, s->l.ident), PyThread_get_thread_ident()))
+            *loop = Py_NewRef(executor);
+    }
+    else {
+        Py_ssize_t last = PyList_GET_SIZE(idle) - 1;
+        PyObject *worker = PyList_GET_ITEM(idle, last);
+        *sleeper = Py_NewRef(SLOT(worker, s->thread.sleeper));
+        Py_SET_SIZE(idle, last); /* idle.pop(), which might want memory */
+        Py_DECREF(worker); /* the pool has it among those that are alive */
+    }
+    return 1;
+}
+
+/* An emit, given (engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or None if this is none of
+   the common cases, and then nothing has been done. */
+static PyObject *
+emit(State *s, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *engine = args[0], *topic = args[2];
+    PyObject *registry = SLOT(engine, s->e.registry), *monitor = SLOT(engine, s->e.monitor);
+    if (!s->on || (count == 9 && s->LoopExecutor == NULL) || !PyUnicode_CheckExact(topic) || args[4] != Py_None || args[5] != s->zero || args[6] != Py_False ||
+        args[7] != Py_None || !is_none(engine, s->e.max_depth) || SLOT(engine, s->e.propagates) != Py_False || in_step(s))
+        Py_RETURN_NONE;
+    PyObject *route = PyDict_GetItemWithError(SLOT(registry, s->g.routes), topic);
+    if (route == NULL || !is_true(route, s->o.swift) || SLOT(route, s->o.reserved) != Py_False)
+        Py_RETURN_NONE;
+    PyObject *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL, *deliveries = NULL, *counted = NULL, *result = NULL;
+    PyObject *opened = NULL, *emits = NULL, *observers = NULL, *sleeper = NULL, *loop = NULL;
+    Py_INCREF(route);
+    PyObject *boxes = SLOT(route, s->o.boxes);
+    Py_ssize_t size = PyTuple_GET_SIZE(boxes);
+    Py_ssize_t standing = number(route, s->o.counted);
+    Py_ssize_t done = 0;
+    int accepted = 0, dispatched = 1;
+    if (PyContextVar_Get(s->current, NULL, &cause) < 0)
+        goto finally;
+    epoch = Py_NewRef(SLOT(engine, s->e.epoch));
+    if (cause != Py_None) {
+        /* Inline handlers within inline handlers may exhaust the stack: the Python code has more of it to mend that with.
+           The receipt of one that has been settled is gone. */
+        if (is_true(route, s->o.all_inline) || SLOT(cause, s->d.state) != s->states[RUNNING] || SLOT(cause, s->d.receipt) == Py_None ||
+            SLOT(SLOT(cause, s->d.box), s->b.engine) != engine ||
+            !is_none(SLOT(cause, s->d.receipt), s->r._follows)) {
+            result = Py_NewRef(Py_None);
+            goto finally;
+        }
+        if (SLOT(cause, s->d.epoch) != Py_None)
+            Py_SETREF(epoch, Py_NewRef(SLOT(cause, s->d.epoch)));
+    }
+    causing = Py_NewRef(cause == Py_None ? Py_None : SLOT(cause, s->d.receipt));
+    receipt = make_receipt(s, (PyTypeObject *)args[1], engine, topic, args[3], is_true(route, s->o.all_inline));
+    if (receipt == NULL || (cause != Py_None && note_cause(s, receipt, causing) < 0))
+        goto finally;
+    if (count == 9) {
+        SLOT(receipt, s->ar._binding) = Py_NewRef(args[8]);
+        SLOT(receipt, s->ar._patience) = Py_NewRef(Py_None);
+    }
+    deliveries = PyTuple_New(size);
+    if (deliveries == NULL)
+        goto finally;
+    for (Py_ssize_t index = 0; index < size; index++) {
+        PyObject *delivery = make_delivery(s, receipt, PyTuple_GET_ITEM(boxes, index), epoch);
+        if (delivery == NULL)
+            goto finally;
+        PyTuple_SET_ITEM(deliveries, index, delivery);
+        if (is_a(SLOT(PyTuple_GET_ITEM(boxes, index), s->b.executor), s->Dispatcher)) {
+            if (!is_true(route, s->o.all_inline))
+                PyObject_GC_UnTrack(delivery);
+        }
+        else
+            dispatched = 0;
+    }
+    if (dispatched && (args[1] == s->Receipt || args[1] == s->AsyncReceipt) && !is_true(route, s->o.all_inline)) {
+        PyObject_GC_UnTrack(receipt);
+        PyObject_GC_UnTrack(deliveries);
+    }
+    if (standing == size)
+        counted = Py_NewRef(deliveries);
+    else {
+        counted = PyTuple_New(standing);
+        if (counted == NULL)
+            goto finally;
+        for (Py_ssize_t index = 0, next = 0; index < size && next < standing; index++)
+            if (!is_true(PyTuple_GET_ITEM(boxes, index), s->b.observer))
+                PyTuple_SET_ITEM(counted, next++, Py_NewRef(PyTuple_GET_ITEM(deliveries, index)));
+    }
+    opened = changed(epoch, s->p.open, size);
+    emits = changed(SLOT(route, s->o.tally), s->t.emits, 1);
+    observers = PyLong_FromSsize_t(size - standing);
+    if (opened == NULL || emits == NULL || observers == NULL) {
+        if (!PyErr_Occurred())
+            result = Py_NewRef(Py_None); /* a counter that is too large for this */
+        goto finally;
+    }
+    /* Section: an emit takes effect. Making its objects may have run the collector, and that anything at all: */
+    if (SLOT(route, s->o.generation) != SLOT(registry, s->g.generation) &&
+        number(route, s->o.generation) != number(registry, s->g.generation))
+        result = Py_NewRef(Py_None);
+    else if (SLOT(monitor, s->m.busy) != Py_False || length(SLOT(monitor, s->m.deferred)) != 0 ||
+             SLOT(engine, s->e.state) != s->zero)
+        result = Py_NewRef(Py_None);
+    else if (cause == Py_None ? SLOT(engine, s->e.epoch) != epoch
+                              : (SLOT(cause, s->d.state) != s->states[RUNNING] ||
+                                 (SLOT(cause, s->d.epoch) == Py_None ? SLOT(engine, s->e.epoch) != epoch
+                                                                     : SLOT(cause, s->d.epoch) != epoch)))
+        result = Py_NewRef(Py_None);
+    if (result != NULL)
+        goto finally; /* what was made is dropped, and another way taken */
+    accepted = 1;
+    put(epoch, s->p.open, opened);
+    put(SLOT(route, s->o.tally), s->t.emits, emits);
+    opened = emits = NULL;
+    put_again(receipt, s->r._deliveries, counted);
+    put_again(receipt, s->r._left, SLOT(route, s->o.counted));
+    put(receipt, s->r._observers, observers);
+    observers = NULL;
+    /* End of section. */
+    if (is_true(route, s->o.all_inline)) {
+        if (run_inline(s, engine, receipt, deliveries, epoch, cause) == 0)
+            result = Py_NewRef(receipt);
+        if (result != NULL && length(SLOT(monitor, s->m.after)) > 0) {
+            PyObject *nothing = PyObject_CallMethodNoArgs(monitor, s->n_flush);
+            if (nothing == NULL)
+                Py_CLEAR(result);
+            Py_XDECREF(nothing);
+        }
+        goto finally;
+    }
+    int idle = 0; /* whether a step has to schedule */
+    for (; done < size; done++) {
+        PyObject *box = PyTuple_GET_ITEM(boxes, done);
+        /* Section: a delivery is admitted. */
+        if (SLOT(monitor, s->m.busy) != Py_False || !is_true(box, s->b.admits) ||
+            number(box, s->b.held) >= number(box, s->b.bound))
+            break;
+        PyObject *given = changed(box, s->b.deliveries, 1), *held = changed(box, s->b.held, 1), *nothing = NULL;
+        PyObject *pending = SLOT(box, s->b.pending);
+        if (given != NULL && held != NULL && is_a(pending, s->deque))
+            nothing = s->append(pending, PyTuple_GET_ITEM(deliveries, done));
+        if (nothing == NULL) {
+            Py_XDECREF(given);
+            Py_XDECREF(held);
+            PyErr_Clear();
+            break;
+        }
+        Py_DECREF(nothing);
+        put(box, s->b.deliveries, given);
+        put(box, s->b.held, held);
+        if (!idle && SLOT(box, s->b.queued) == Py_False &&
+            !(is_true(box, s->b.flows) && length(SLOT(box, s->b.running)) > 0))
+            idle = !schedule(s, box, &sleeper, &loop);
+        /* End of section. */
+    }
+    if (sleeper != NULL || loop != NULL) {
+        PyObject *nothing = sleeper != NULL ? PyObject_CallMethodNoArgs(sleeper, s->n_wake)
+                                            : PyObject_CallMethodNoArgs(loop, s->n_wake_loop);
+        if (nothing == NULL)
+            goto finally;
+        Py_DECREF(nothing);
+    }
+    if (done < size || idle) {
+        PyObject *admitted = PyLong_FromSsize_t(done);
+        PyObject *call[6] = {engine, receipt, boxes, deliveries, admitted, idle ? Py_True : Py_False};
+        PyObject *nothing = admitted == NULL ? NULL : PyObject_VectorcallMethod(s->n_follow_up, call, 6, NULL);
+        Py_XDECREF(admitted);
+        if (nothing == NULL)
+            goto finally;
+        Py_DECREF(nothing);
+    }
+    result = Py_NewRef(receipt);
+finally:
+    if (result == NULL && accepted) {
+        /* That of a signal handler in all likelihood, or the stack is exhausted: make good what may be half-done. */
+        PyObject *error = take_error();
+        PyObject *admitted = PyLong_FromSsize_t(done);
+        note(s, error, monitor, s->mend_emit, engine, route, deliveries, admitted == NULL ? s->zero : admitted, epoch);
+        Py_XDECREF(admitted);
+        set_error(error);
+    }
+    Py_XDECREF(sleeper);
+    Py_XDECREF(loop);
+    Py_XDECREF(opened);
+    Py_XDECREF(emits);
+    Py_XDECREF(observers);
+    Py_XDECREF(counted);
+    Py_XDECREF(deliveries);
+    Py_XDECREF(receipt);
+    Py_XDECREF(cause);
+    Py_XDECREF(causing);
+    Py_XDECREF(epoch);
+    Py_DECREF(route);
+    return result;
+}
+
+/* emit(engine, make, ...): the same alone, to be looked at by tests. */
+static PyObject *
+emit_alone(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    return emit(PyModule_GetState(module), args, count);
+}
+
+/* The method emit() of a face: for a topic and a payload alone without a frame of Python, else the function it stands for,
+   for which all that is not done in C takes it: isinstance(), inspect, help(), mock, pickle, weak references. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *function, *module, *weak;
+    PyTypeObject *face, *make;
+    Offset engine, closing, binding; /* the latter two of the facade, else -1 */
+} Emit;
+
+static PyObject *
+emit_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *names)
+{
+    Emit *self = (Emit *)callable;
+    State *s = PyModule_GetState(self->module);
+    Py_ssize_t count = PyVectorcall_NARGS(flags);
+    if (s->on && names == NULL && (count == 2 || count == 3) && PyObject_TypeCheck(args[0], self->face) &&
+        SLOT(args[0], self->engine) != NULL &&
+        (self->closing < 0 || (SLOT(args[0], self->closing) == Py_None && SLOT(args[0], self->binding) != NULL))) {
+        PyObject *given[9] = {SLOT(args[0], self->engine), (PyObject *)self->make, args[1],
+                              count == 3 ? args[2] : Py_None, Py_None, s->zero, Py_False, Py_None,
+                              self->closing < 0 ? NULL : SLOT(args[0], self->binding)};
+        Py_INCREF(args[0]); /* whoever calls holds it, but a handler may make him let go */
+        PyObject *receipt = emit(s, given, self->closing < 0 ? 8 : 9);
+        Py_DECREF(args[0]);
+        if (receipt != Py_None)
+            return receipt;
+        Py_DECREF(receipt);
+    }
+    return PyObject_Vectorcall(self->function, args, flags, names);
+}
+
+static PyObject *
+emit_get(PyObject *self, PyObject *face, PyObject *type)
+{
+    return face == NULL || face == Py_None ? Py_NewRef(self) : PyMethod_New(self, face);
+}
+
+static PyObject *
+emit_attribute(PyObject *self, PyObject *name)
+{
+    static const char *const own[] = {"__call__", "__get__", "__reduce__", "__reduce_ex__"};
+    PyObject *function = ((Emit *)self)->function;
+    if (PyUnicode_CompareWithASCIIString(name, "__wrapped__") == 0)
+        return Py_NewRef(function);
+    for (size_t index = 0; index < sizeof(own) / sizeof(own[0]); index++)
+        if (PyUnicode_CompareWithASCIIString(name, own[index]) == 0)
+            return PyObject_GenericGetAttr(self, name);
+    return PyObject_GetAttr(function, name);
+}
+
+static int
+emit_set_attribute(PyObject *self, PyObject *name, PyObject *value)
+{
+    return PyObject_SetAttr(((Emit *)self)->function, name, value);
+}
+
+/* Pickled and copied as functions are: by name. */
+static PyObject *
+emit_reduce(PyObject *self, PyObject *nothing)
+{
+    return PyObject_GetAttrString(((Emit *)self)->function, "__qualname__");
+}
+
+static PyObject *
+emit_repr(PyObject *self)
+{
+    return PyObject_Repr(((Emit *)self)->function);
+}
+
+static int
+emit_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((Emit *)self)->function);
+    Py_VISIT(((Emit *)self)->module);
+    Py_VISIT(((Emit *)self)->face);
+    Py_VISIT(((Emit *)self)->make);
+    return 0;
+}
+
+static void
+emit_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (((Emit *)self)->weak != NULL)
+        PyObject_ClearWeakRefs(self);
+    Py_XDECREF(((Emit *)self)->function);
+    Py_XDECREF(((Emit *)self)->module);
+    Py_XDECREF(((Emit *)self)->face);
+    Py_XDECREF(((Emit *)self)->make);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef emit_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Emit, vectorcall), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Emit, weak), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+/* Where it is not asked itself, as by help(). */
+static PyObject *
+emit_doc(PyObject *self, void *nothing)
+{
+    return PyObject_GetAttrString(((Emit *)self)->function, "__doc__");
+}
+
+static PyGetSetDef emit_getset[] = {
+    {"__doc__", emit_doc, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef emit_methods[] = {
+    {"__reduce__", emit_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot emit_slots[] = {
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_dealloc, emit_dealloc},
+    {Py_tp_descr_get, emit_get},
+    {Py_tp_getattro, emit_attribute},
+    {Py_tp_getset, emit_getset},
+    {Py_tp_members, emit_members},
+    {Py_tp_methods, emit_methods},
+    {Py_tp_repr, emit_repr},
+    {Py_tp_setattro, emit_set_attribute},
+    {Py_tp_traverse, emit_traverse},
+    {0, NULL},
+};
+
+static PyType_Spec emit_spec = {
+    "eventbus._engine._hot.Emit", sizeof(Emit), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR |
+        Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    emit_slots,
+};
+
+/* bind(names): the classes and objects that this works on. */
+
+static int
+find(PyObject *type, const char *name, Offset *offset)
+{
+    PyObject *member = PyObject_GetAttrString(type, name);
+    if (member == NULL)
+        return -1;
+    int found = Py_IS_TYPE(member, &PyMemberDescr_Type);
+    if (found)
+        *offset = ((PyMemberDescrObject *)member)->d_member->offset;
+    else
+        PyErr_Format(PyExc_TypeError, "%R has no slot %s", type, name);
+    Py_DECREF(member);
+    return found ? 0 : -1;
+}
+
+/* Where the slots of these names are in instances of that class. */
+static int
+look_up(PyObject *names, const char *class, const char *const *fields, Offset *into)
+{
+    PyObject *type = PyDict_GetItemString(names, class);
+    if (type == NULL) {
+        PyErr_SetString(PyExc_KeyError, class);
+        return -1;
+    }
+    for (; *fields != NULL; fields++, into++)
+        if (find(type, *fields, into) < 0)
+            return -1;
+    return 0;
+}
+
+/* What a method of a class in C calls. */
+static PyCFunction
+function_of(PyTypeObject *type, const char *name, int flags)
+{
+    PyCFunction found = NULL;
+    PyObject *method = PyObject_GetAttrString((PyObject *)type, name);
+    if (method != NULL && Py_IS_TYPE(method, &PyMethodDescr_Type) &&
+        ((PyMethodDescrObject *)method)->d_method->ml_flags == flags)
+        found = ((PyMethodDescrObject *)method)->d_method->ml_meth;
+    Py_XDECREF(method);
+    if (found == NULL && !PyErr_Occurred())
+        PyErr_Format(PyExc_TypeError, "%R has another method %s than is known here", type, name);
+    return found;
+}
+
+static PyObject *
+named(PyObject *names, const char *name)
+{
+    PyObject *value = PyDict_GetItemString(names, name);
+    if (value == NULL) {
+        PyErr_SetString(PyExc_KeyError, name);
+        return NULL;
+    }
+    return Py_NewRef(value);
+}
+
+static PyObject *
+bind(PyObject *module, PyObject *names)
+{
+    State *s = PyModule_GetState(module);
+#define TAKE(field, name)                             \
+    {                                                 \
+        PyObject *taken = named(names, name);         \
+        if (taken == NULL)                            \
+            return NULL;                              \
+        Py_XSETREF(s->field, taken);                  \
+    }
+/* The structures of offsets are as good as arrays of them. */
+#define LOOK_UP(class, FIELDS, where)                                           \
+    {                                                                           \
+        static const char *const fields[] = {FIELDS(NAME) NULL};                \
+        if (look_up(names, class, fields, (Offset *)(void *)&(where)) < 0)      \
+            return NULL;                                                        \
+    }
+    LOOK_UP("Engine", ENGINE, s->e)
+    LOOK_UP("Monitor", MONITOR, s->m)
+    LOOK_UP("Registry", REGISTRY, s->g)
+    LOOK_UP("Route", ROUTE, s->o)
+    LOOK_UP("Tally", TALLY, s->t)
+    LOOK_UP("Epoch", EPOCH, s->p)
+    LOOK_UP("Delivery", DELIVERY, s->d)
+    LOOK_UP("Receipt", RECEIPT, s->r)
+    LOOK_UP("Mailbox", MAILBOX, s->b)
+    LOOK_UP("HandlerSpec", SPEC, s->s)
+    LOOK_UP("Worker", WORKER, s->worker)
+    LOOK_UP("Worker", THREAD, s->thread)
+    LOOK_UP("Dispatcher", EXECUTOR, s->x)
+    LOOK_UP("Dispatcher", POOL, s->pool)
+    LOOK_UP("Emitter", BLOCKED, s->emitter.blocked)
+    LOOK_UP("Emitter", AT_WORK, s->emitter.delivery)
+    LOOK_UP("Emitter", WHOSE, s->emitter.executor)
+    TAKE(Dispatcher, "Dispatcher")
+    TAKE(Delivery, "Delivery")
+    TAKE(Receipt, "Receipt")
+    TAKE(seam, "seam")
+    TAKE(steps, "steps")
+    TAKE(current, "current")
+    TAKE(plain, "PLAIN")
+    TAKE(to_plain, "to_plain")
+    TAKE(delivered, "DELIVERED")
+    TAKE(too_late, "TooLate")
+    TAKE(nobody, "NOBODY")
+    TAKE(no_counts, "NO_COUNTS")
+    TAKE(begin_inline, "begin_inline")
+    TAKE(end_inline, "end_inline")
+    TAKE(mend_emit, "mend_emit")
+    TAKE(partial, "partial")
+    TAKE(deque, "deque")
+    if ((s->append = function_of((PyTypeObject *)s->deque, "append", METH_O)) == NULL ||
+        (s->appendleft = function_of((PyTypeObject *)s->deque, "appendleft", METH_O)) == NULL ||
+        (s->popleft = function_of((PyTypeObject *)s->deque, "popleft", METH_NOARGS)) == NULL)
+        return NULL;
+    TAKE(monotonic, "monotonic")
+    TAKE(wall, "time")
+    PyObject *seconds = PyDict_GetItemString(names, "SAMPLE_SECONDS");
+    s->sample_seconds = seconds == NULL ? -1.0 : PyFloat_AsDouble(seconds);
+    if (s->sample_seconds <= 0.0) {
+        PyErr_SetString(PyExc_KeyError, "SAMPLE_SECONDS");
+        return NULL;
+    }
+    s->bound = s->on = 1;
+    Py_RETURN_NONE;
+}
+
+/* quicken(face, make): put an Emit in the place of a face's method emit. */
+static PyObject *
+quicken(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &emit_spec, NULL);
+    Emit *made = type == NULL ? NULL : (Emit *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
+    Py_XDECREF(type);
+    if (made == NULL)
+        return NULL;
+    made->vectorcall = emit_call;
+    made->module = Py_NewRef(module);
+    made->face = (PyTypeObject *)Py_NewRef(args[0]);
+    made->make = (PyTypeObject *)Py_NewRef(args[1]);
+    made->closing = made->binding = -1;
+    made->function = PyObject_GetAttrString(args[0], "emit");
+    int failed = made->function == NULL || find(args[0], "_engine", &made->engine) < 0;
+    if (!failed && PyObject_HasAttrString(args[0], "_closing"))
+        failed = find(args[0], "_closing", &made->closing) < 0 || find(args[0], "_binding", &made->binding) < 0;
+    failed = failed || PyObject_SetAttrString(args[0], "emit", (PyObject *)made) < 0;
+    Py_DECREF(made);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* bind_loops(names): the same for those of the facade. */
+static PyObject *
+bind_loops(PyObject *module, PyObject *names)
+{
+    State *s = PyModule_GetState(module);
+    LOOK_UP("Slot", WORKER, s->slot)
+    LOOK_UP("Slot", SLOT_OF_LOOP, s->sl)
+    LOOK_UP("LoopExecutor", LOOP, s->l)
+    TAKE(as_coroutine, "as_coroutine")
+    TAKE(mend_slot, "mend_slot")
+    TAKE(swap_task, "swap_task")
+    TAKE(AsyncReceipt, "Receipt")
+    TAKE(running_loop, "running_loop")
+    LOOK_UP("Binding", BINDING, s->bi)
+    LOOK_UP("Receipt", ASYNC_RECEIPT, s->ar)
+    PyObject *eagers = PyDict_GetItemString(names, "EAGERS"), *slice = PyDict_GetItemString(names, "SLICE");
+    if (eagers == NULL || slice == NULL) {
+        PyErr_SetString(PyExc_KeyError, "EAGERS");
+        return NULL;
+    }
+    s->eagers = PyLong_AsSsize_t(eagers);
+    s->slice = PyFloat_AsDouble(slice);
+    if (PyErr_Occurred())
+        return NULL;
+    TAKE(LoopExecutor, "LoopExecutor") /* last: it says that there is a facade */
+    Py_RETURN_NONE;
+}
+
+/* use(on): whether the functions here do anything; tells whether they did before. */
+static PyObject *
+use(PyObject *module, PyObject *on)
+{
+    State *s = PyModule_GetState(module);
+    int before = s->on, wanted = PyObject_IsTrue(on);
+    if (wanted < 0)
+        return NULL;
+    s->on = wanted && s->bound;
+    return PyBool_FromLong(before);
+}
+
+/* used(): the same, and changes nothing. */
+static PyObject *
+used(PyObject *module, PyObject *nothing)
+{
+    return PyBool_FromLong(((State *)PyModule_GetState(module))->on);
+}
+
+static PyMethodDef methods[] = {
+    {"attend", (PyCFunction)(void (*)(void))attend, METH_FASTCALL, NULL},
+    {"bind", bind, METH_O, NULL},
+    {"bind_loops", bind_loops, METH_O, NULL},
+    {"drain", (PyCFunction)(void (*)(void))drain, METH_FASTCALL, NULL},
+    {"resume", (PyCFunction)(void (*)(void))resume, METH_FASTCALL, NULL},
+    {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL, NULL},
+    {"track", (PyCFunction)(void (*)(void))track, METH_FASTCALL, NULL},
+    {"use", use, METH_O, NULL},
+    {"emit", (PyCFunction)(void (*)(void))emit_alone, METH_FASTCALL, NULL},
+    {"used", used, METH_NOARGS, NULL},
+    {"quicken", (PyCFunction)(void (*)(void))quicken, METH_FASTCALL, NULL},
+    {"flow", (PyCFunction)(void (*)(void))flow, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+prepare(PyObject *module)
+{
+    State *s = PyModule_GetState(module);
+    for (int state = LINED; state <= SETTLED; state++)
+        if ((s->states[state] = PyLong_FromLong(state)) == NULL)
+            return -1;
+    s->zero = PyLong_FromLong(0);
+    s->no_time = PyFloat_FromDouble(0.0);
+    s->n_monotonic = PyUnicode_InternFromString("monotonic");
+    s->n_wall_clock = PyUnicode_InternFromString("wall_clock");
+    s->n_as_event = PyUnicode_InternFromString("_as_event");
+    s->n_follow_up = PyUnicode_InternFromString("follow_up");
+    s->n_flush = PyUnicode_InternFromString("flush");
+    s->n_wake = PyUnicode_InternFromString("wake");
+    s->n_wake_loop = PyUnicode_InternFromString("_wake");
+    s->n_go_on = PyUnicode_InternFromString("go_on");
+    s->n_lent = PyUnicode_InternFromString("lent");
+    s->n_cancelling = PyUnicode_InternFromString("cancelling");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int
+traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *s = PyModule_GetState(module);
+#define VISIT(name) Py_VISIT(s->name);
+    HELD(VISIT)
+    return 0;
+}
+
+static int
+clear(PyObject *module)
+{
+    State *s = PyModule_GetState(module);
+    s->on = 0; /* whoever comes now is refused */
+#define CLEAR(name) Py_CLEAR(s->name);
+    HELD(CLEAR)
+    return 0;
+}
+
+static void
+release(void *module)
+{
+    State *s = PyModule_GetState(module);
+    clear(module);
+    for (int state = LINED; state <= SETTLED; state++)
+        Py_CLEAR(s->states[state]);
+    NAMES(CLEAR)
+    Py_CLEAR(s->ident);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, prepare},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_hot", NULL, sizeof(State), methods, slots, traverse, clear, release,
+};
+
+PyMODINIT_FUNC
+PyInit__hot(void)
+{
+    return PyModuleDef_Init(&definition);
+}
