@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from kit import BOUND, LONG, Gate, Log, Team, past, soon
 
-from eventbus import EventBus, EventTimeoutError, NoHandlerError, OptionError, Status
+from eventbus import DeadlockError, EventBus, EventTimeoutError, NoHandlerError, OptionError, Status
+from eventbus_async import AsyncEventBus
 
 
 def raising(error: BaseException) -> Any:
@@ -242,3 +243,94 @@ def test_g6_a_success_after_a_time_out_is_no_success(bus: EventBus) -> None:
         bus.emit("a").wait(BOUND)
         assert receipt.outcomes[0].status is Status.TIMED_OUT
         assert receipt.results() == []
+
+
+def test_g6_a_receipt_shows_how_it_stands(bus: EventBus) -> None:
+    with Gate() as gate:
+        bus.on("a", gate, name="gate")
+        bus.on("b", Log())
+        bus.on("b", raising(ValueError("on purpose")))
+        bus.on("b", Log())
+        first = bus.emit("a")
+        gate.entered()
+        assert repr(first) == f"<Receipt 'a' seq={first._seq} 1 unsettled>"
+        bus.on("a", Log(), name="quick")
+        second = bus.emit("a")
+        soon(lambda: len(second.outcomes) == 1)
+        assert repr(second) == f"<Receipt 'a' seq={second._seq} 1 unsettled: 1 delivered>"
+        third = bus.emit("b").wait(BOUND)
+        assert repr(third) == f"<Receipt 'b' seq={third._seq} done: 2 delivered, 1 failed>"
+        nobody = bus.emit("nobody")
+        assert repr(nobody) == f"<Receipt 'nobody' seq={nobody._seq} done>"
+
+
+def test_g6_the_message_of_a_wait_that_ran_out_is_whole(bus: EventBus) -> None:
+    with Gate() as gate:
+        bus.on("a", gate, name="one")
+        bus.on("a", gate, name="two")
+        bus.on("a", Log(), name="three")
+        receipt = bus.emit("a")
+        soon(lambda: len(receipt.outcomes) == 1)
+        with pytest.raises(EventTimeoutError) as caught:
+            receipt.wait(0)
+        assert str(caught.value) == "after 0 s the receipt of 'a' still waits for: one (a), two (a)"
+        gate.open()
+        receipt.wait(BOUND)
+        assert receipt._overdue(0.25) == "after 0.25 s the receipt of 'a' still waits for: nothing any more"
+        # As a wait sees it whose time runs out in the moment before: what is settled has no mailbox any more.
+        assert receipt._unsettled() == []
+
+
+def test_g6_the_message_of_a_wait_that_ran_out_names_the_first_that_no_loop_serves(bus: EventBus) -> None:
+    async def never(payload: Any) -> None:
+        """There is no loop."""
+
+    facade = AsyncEventBus(bus)
+    with Gate() as gate:
+        bus.on("a", gate, name="thread's")
+        facade.on("a", never, name="first")
+        facade.on("a", never, name="second")
+        receipt = bus.emit("a")
+        with pytest.raises(EventTimeoutError) as caught:
+            receipt.wait(0)
+        assert str(caught.value) == (
+            "after 0 s the receipt of 'a' still waits for: thread's (a), first (a), second (a);"
+            " no event loop has served first yet: use `async with bus.serve()`"
+        )
+    for each in bus.subscriptions("a"):
+        each.cancel()
+
+
+class TestPutOff:
+    """An emit amid the bus's own work in the same thread, as a signal handler or finalizer makes it (G12)."""
+
+    def test_g6_it_is_not_in_effect_until_then(self, bus: EventBus) -> None:
+        log = Log()
+        bus.on("a", log)
+
+        def within() -> Any:
+            receipt = bus.emit("a", 1)
+            assert repr(receipt) == "<Receipt 'a' not in effect yet>"
+            assert receipt.deliveries is None
+            assert receipt.done is False
+            assert receipt.outcomes == ()
+            with pytest.raises(DeadlockError, match="the emit of 'a' interrupted the bus in this thread"):
+                receipt.wait(0)
+            return receipt
+
+        receipt = bus._engine.monitor.run(within)
+        assert receipt.wait(BOUND).deliveries == 1
+        assert log.items == [1]
+
+    def test_g6_one_that_is_refused_then_tells_whoever_waits(self, bus: EventBus, caplog: Any) -> None:
+        bus.on("a", Log())
+        receipt = bus._engine.monitor.run(lambda: bus.emit("a", 1, require=2))
+        for _ in range(2):
+            with pytest.raises(NoHandlerError, match="require=2"):
+                receipt.wait(0)
+        assert receipt.done is True
+        assert receipt.deliveries == 0
+        assert receipt.outcomes == ()
+        assert receipt.results() == []
+        assert receipt._engine is receipt._payload is receipt._context is None  # G18
+        assert "put off is refused" in caplog.text
