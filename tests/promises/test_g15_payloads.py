@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -514,3 +515,22 @@ def test_a_plain_function_that_returns_an_awaitable_that_cannot_be_closed_fails_
 def test_a_handler_may_return_a_receipt(bus: EventBus) -> None:
     receipt = given(bus, lambda payload: bus.emit("other"), 1)
     assert receipt.deliveries == 0
+
+
+def test_g15_all_handlers_of_an_emit_get_one_and_the_same_event_with_what_it_was_made_of(bus: EventBus) -> None:
+    events: list[Event] = []
+
+    def handler(event: Event) -> None:
+        events.append(event)
+
+    for inline in (True, False, True):
+        bus.on("a", handler, inline=inline)
+    before = time.time()
+    receipt = bus.emit("a", [1], headers={"h": 2}).wait(BOUND)
+    after = time.time()
+    assert len(events) == 3
+    assert len({id(event) for event in events}) == 1
+    event = events[0]
+    assert (event.topic, event.payload, event.headers) == ("a", [1], {"h": 2})
+    assert event.id == receipt.event_id
+    assert before <= event.timestamp <= after
