@@ -88,12 +88,14 @@ def inside() -> None:
     def arguments(self: Any, tests: Iterable[str]) -> list[str]:
         took = state().duration_by_test
         chosen = sorted(tests, key=lambda test: took.get(test, 0.0))
+        about = [test for test in chosen if any(f"/{name}" in test for name in files)]
         limit = "--timeout=20"
         if chosen and which == "quick":
             kit.BOUND = PATIENCE  # before a test imports it
             limit = f"--timeout={2 * PATIENCE}"
-            about = [test for test in chosen if any(f"/{name}" in test for name in files)]
             chosen = [test for test in about if took.get(test, 0.0) < QUICK] or about or chosen
+        elif chosen:
+            chosen = [*about, *(test for test in chosen if test not in set(about))]
         return ["-x", "-q", "-p", "no:randomly", limit, *(chosen or self._pytest_add_cli_args_test_selection)]
 
     PytestRunner._pytest_args_regular_run = arguments
