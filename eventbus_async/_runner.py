@@ -848,18 +848,18 @@ _enter_task: Any = asyncio.tasks._enter_task
 _leave_task: Any = asyncio.tasks._leave_task
 _register_task: Any = asyncio.tasks._register_task
 _unregister_task: Any = asyncio.tasks._unregister_task
+_current_tasks: Any = getattr(asyncio.tasks, "_current_tasks", None)  # used on 3.11
 _Native: Any = types.CoroutineType
 _OWN = (Slot.run.__code__, Slot.drain.__code__, _enter.__code__, _rest.__code__)
 
 
 def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:
-    tasks: dict[AbstractEventLoop, Any] = asyncio.tasks._current_tasks
-    before = tasks.get(loop)
+    before = _current_tasks.get(loop)
     # No call from here on: a signal handler that raises leaves it either undone or done and told.
     if task is not None:
-        tasks[loop] = task
+        _current_tasks[loop] = task
     elif before is not None:
-        del tasks[loop]
+        del _current_tasks[loop]
     return before
 
 
