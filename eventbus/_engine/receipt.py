@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .engine import Engine
 
-__all__ = ["Receipt", "failure_of", "group_errors"]
+__all__ = ["Receipt", "group_errors"]
 
 _BAD = (Status.FAILED, Status.TIMED_OUT, Status.REJECTED)
 _NEVER_ALONE = ("StopIteration", "StopAsyncIteration", "CancelledError")

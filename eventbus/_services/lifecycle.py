@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .status import Restart
     from .turns import Turn
 
-__all__ = ["SETTLE_SECONDS", "Hooks", "Lifecycle"]
+__all__ = ["Hooks", "Lifecycle"]
 
 log = logging.getLogger("eventbus")
 H = TypeVar("H", bound="Handle")

@@ -78,6 +78,14 @@ def test_where_it_is_built_it_is_used() -> None:
     assert hot.use(True), "it is built, but bind() did not know this Python's classes"
 
 
+@needs_c
+@pytest.mark.skipif(not BUILT.with_name("_hot.c").exists(), reason="installed without its source")
+def test_what_is_built_in_place_is_built_from_this_source() -> None:
+    """Of an editable install: nothing builds it anew when the source changes, and all else here would judge the old."""
+    source, built = (path.stat().st_mtime for path in (BUILT.with_name("_hot.c"), BUILT))
+    assert built > source - 60, "eventbus/_engine/_hot.c is newer than what is built of it: pip install -e . again"
+
+
 def test_it_takes_the_place_of_the_python(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each function of it is reached by what it is for; switched off, none is."""
     calls = dict.fromkeys(("emit", "run_inline", "turn"), 0)
