@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import random
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -145,10 +144,9 @@ def document(world: World, samples: list[watch.Sample], took: float, totals: Any
     history = world.history
     figures = {name: history.found[name] for name in FIGURES}
     memory = judge_memory(samples, took)
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     return {
         "when": time.strftime("%Y-%m-%d"),
-        "python": f"{platform.python_implementation()} {platform.python_version()}{'' if gil else ', free-threaded'}",
+        "python": report.interpreter(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "seed": world.seed,
