@@ -1,7 +1,7 @@
 """Loads the hot path in C where there is one: the functions of ``_hot.c``, or None in the place of each.
 
 Everything works without it. It is left out where no compiler was found at installation, on builds without a GIL, on
-other interpreters than CPython, and where the environment variable ``EVENTBUS_PURE`` is set.
+other interpreters than CPython, and where the environment has ``EVENTBUS_PURE=1``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ else:
         from . import _hot as module
     except ImportError:
         module = None
-    if os.environ.get("EVENTBUS_PURE"):
+    if os.environ.get("EVENTBUS_PURE", "0") not in ("", "0"):
         module = None
 
 __all__ = ["attend", "bind", "bind_loops", "drain", "flow", "language", "quicken", "resume", "serve", "track", "use"]
