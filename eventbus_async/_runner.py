@@ -158,8 +158,9 @@ class LoopExecutor(Executor):
         slot = self.parked
         if slot is None:
             slot = self.parked = self._make_slot(loop)
-        if hot.serve is None or not hot.serve(self, slot, loop, task, self.since + SLICE):
-            self._lend(slot, loop, task)
+        if hot.serve is not None and hot.serve(self, slot, loop, task, self.since + SLICE):
+            return
+        self._lend(slot, loop, task)
 
     def _lend(self, slot: Slot, loop: AbstractEventLoop, task: Any) -> None:
         if task is not None:
@@ -693,11 +694,11 @@ class Slot:
             self.cell[0] = self.delivery
             delivery = following = context = receipt = value = error = box = came = None
 
-    def go_on(self, came: _Came | Delivery) -> None:
+    def go_on(self, came: _Came | Delivery) -> None:  # pragma: no cover - for the hot path in C
         """What the hot path in C could not end by itself, and all that follows."""
         self.drain(came if isinstance(came, Delivery) else self._follow(came))
 
-    def _follow(self, came: _Came) -> Delivery | None:
+    def _follow(self, came: _Came) -> Delivery | None:  # pragma: no cover - for the hot path in C
         """After a run of the hot path in C; gives the next delivery."""
         executor = self.executor
         monitor = executor.engine.monitor
@@ -853,7 +854,7 @@ _Native: Any = types.CoroutineType
 _OWN = (Slot.run.__code__, Slot.drain.__code__, _enter.__code__, _rest.__code__)
 
 
-def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:
+def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:  # pragma: no cover - on 3.11, for the hot path in C
     before = _current_tasks.get(loop)
     # No call from here on: a signal handler that raises leaves it either undone or done and told.
     if task is not None:

@@ -269,7 +269,7 @@ class Engine:
 
     def follow_up(
         self, receipt: Receipt, boxes: tuple[Mailbox, ...], deliveries: Sequence[Delivery], done: int, idle: bool
-    ) -> None:
+    ) -> None:  # pragma: no cover - for the hot path in C
         """The rest of an emit whose sections were run by the hot path in C: admit what needs a step, wake, wait."""
         if done < len(deliveries):
             self.monitor.run(self._admit_rest, deliveries, done)

@@ -129,7 +129,7 @@ def _begin(engine: Engine, delivery: Delivery) -> bool:
 
 def end_inline(
     engine: Engine, delivery: Delivery, value: Any, error: BaseException | None, took: float
-) -> BaseException | None:
+) -> BaseException | None:  # pragma: no cover - for the hot path in C
     """Settle one that a section cannot settle; gives what is to pass when all have run."""
     try:
         status, value, error, took = judge(engine, delivery, value, error, took)
