@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -276,3 +278,154 @@ def test_g3_cancel_and_time_out_of_a_reader_lose_no_event(bus: EventBus) -> None
         soon(lambda: len(got) == 300)
         over.set()
     assert sorted(got) == list(range(300))
+
+
+class TestOnTheWay:
+    """What a busy worker settles and claims in one go, without a step: the first emit is sampled and takes one."""
+
+    def test_g3_it_is_as_whole_as_any_other(self, bus: EventBus) -> None:
+        gate = Gate()
+        inside: list[Any] = []
+
+        def handler(payload: int) -> int:
+            inside.append(bus.emit("nobody").event_id)
+            gate(payload)
+            return payload + 1
+
+        subscription = bus.on("a", handler, name="mine")
+        with gate:
+            first = bus.emit("a", 0)
+            gate.entered()
+            receipts = [first, *(bus.emit("a", n) for n in range(1, 6))]
+            gate.open()
+            soon(lambda: all(receipt.done for receipt in receipts))
+            for number, receipt in enumerate(receipts):
+                (outcome,) = receipt.outcomes
+                assert (outcome.status, outcome.value, outcome.error) == (Status.DELIVERED, number + 1, None)
+                assert (outcome.subscription_id, outcome.name, outcome.topic) == (subscription.id, "mine", "a")
+                assert isinstance(outcome.duration, float)
+                assert 0.0 <= outcome.duration < BOUND
+                assert receipt._engine is receipt._payload is receipt._context is receipt._event is None  # G18
+                assert receipt._left == receipt._observers == 0
+        soon(lambda: subscription.stats().running == 0)
+        stats = subscription.stats()
+        assert (stats.delivered, stats.pending, stats.running, stats.deliveries) == (6, 0, 0, 6)
+        assert bus._engine.epoch.open == 0
+        bus.drain(0)
+
+    def test_g3_observers_are_settled_too_and_let_go_of(self, bus: EventBus) -> None:
+        seen = [Log(), Log()]
+        bus.on("a", seen[0])
+        observer = bus.on("a", seen[1], observer=True)
+        receipts = [bus.emit("a", n) for n in range(20)]
+        soon(lambda: observer.stats().delivered == 20)
+        soon(lambda: all(receipt.done for receipt in receipts))
+        assert [len(receipt.outcomes) for receipt in receipts] == [1] * 20
+        assert {receipt._observers for receipt in receipts} == {0}
+        assert {receipt._engine for receipt in receipts} == {None}  # G18
+        assert [log.items for log in seen] == [[*range(20)]] * 2
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_g6_whoever_waits_is_woken(self, bus: EventBus, begun: bool) -> None:
+        with Gate(7) as gate:
+            bus.on("a", gate)
+            bus.emit("a", "sampled")
+            receipt = bus.emit("a", 1)
+            gate.entered()
+            if begun:
+                gate.let()
+                gate.entered(2)
+            with Team() as team:
+                team.add(receipt.wait, BOUND)
+                team.go()
+                soon(lambda: receipt._waiters)
+                gate.open()
+            assert receipt.results() == [7]
+
+    def test_g6_what_follows_is_settled_with_what_it_follows(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            bus.on("b", gate)
+            bus.on("a", lambda _: bus.emit("b"))
+            bus.emit("b", "sampled")
+            gate.entered()
+            receipt = bus.emit("a", follow=True)
+            soon(lambda: len(receipt.outcomes) == 1)
+            assert not receipt.done
+            gate.open()
+            assert receipt.wait(BOUND).done
+
+    def test_g10_whoever_drains_is_woken(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            bus.on("a", gate)
+            for n in range(5):
+                bus.emit("a", n)
+            gate.entered()
+            with Team() as team:
+                team.add(bus.drain, BOUND)
+                team.go()
+                soon(lambda: bus._engine.drains)
+                late = bus.emit("a", "after the call")
+                gate.let(4)
+                gate.passed(4)
+                assert bus._engine.drains
+                gate.let()
+                soon(lambda: not bus._engine.drains)
+                assert not late.done
+                gate.open()
+            assert late.wait(BOUND).done
+
+    def test_g12_a_finalizer_of_what_is_let_go_of_finds_all_sums_right(self, bus: EventBus) -> None:
+        """The payload, a value of the context and the event die with the receipt: after the section, not within."""
+        found: list[Any] = []
+        variable: ContextVar[Any] = ContextVar("variable")
+
+        def look(_: Any = None) -> None:
+            stats = bus.stats().totals
+            ended = stats.delivered + stats.failed + stats.pending + stats.running
+            found.append((stats.deliveries, ended, stats.running <= 1))
+
+        class Dies:
+            def __del__(self) -> None:
+                look()
+
+        gate = Gate()
+        watching: list[Any] = []
+
+        def handler(event: Event) -> None:
+            watching.append(weakref.ref(event, look))
+            if gate.received == []:
+                gate(None)
+
+        def emit() -> None:
+            variable.set(Dies())
+            bus.emit("a", Dies())
+
+        with gate:
+            bus.on("a", handler)
+            bus.emit("a")
+            gate.entered()
+            for _ in range(10):
+                Context().run(emit)
+            gate.open()
+            soon(lambda: len(found) >= 30)
+        bus.drain(BOUND)
+        assert all(deliveries == ended and one for deliveries, ended, one in found), found
+
+    @pytest.mark.parametrize("others", [0, 3])
+    def test_g2_a_cancel_that_waits_for_it_is_woken(self, bus: EventBus, others: int) -> None:
+        with Gate() as gate:
+            subscription = bus.on("a", gate)
+            bus.emit("a", "sampled")
+            receipt = bus.emit("a", 1)
+            gate.let()
+            gate.entered(2)
+            pending = [bus.emit("a") for _ in range(others)]
+            with Team() as team:
+                team.add(subscription.cancel, True)
+                team.go()
+                soon(lambda: not subscription.active)
+                assert [each.wait(BOUND).outcomes[0].status for each in pending] == [Status.CANCELLED] * others
+                assert not receipt.done
+                gate.open()
+            assert team.results == [True]
+            assert receipt.outcomes[0].status is Status.DELIVERED
