@@ -110,6 +110,17 @@ class TestTopics:
         bus.on(topic, listen)  # but may be listened to
         unchanged(bus, lambda: bus.emit(topic), TopicError, ValueError)
 
+    def test_a_reserved_topic_is_none_to_be_emitted_where_the_bus_has_emitted_it_before(self, bus: EventBus) -> None:
+        heard: list[Any] = []
+        bus.on("bus/error", heard.append, inline=True)
+        bus.on("a", lambda payload: 1 // 0)
+        bus.emit("a").wait(BOUND)
+        bus.drain(BOUND)
+        assert "bus/error" in bus._engine.registry.routes
+        with pytest.raises(TopicError, match="reserved"):
+            bus.emit("bus/error", "forged")
+        assert len(heard) == 1
+
     def test_names_that_are_unusual_but_right(self, bus: EventBus) -> None:
         for topic in ("a", "bus", "busy/x", "A b/ü", "a/b/c/d/e/f", "0", " ", "other"):
             with bus.on(topic, lambda payload: payload):
