@@ -2,9 +2,9 @@
 
 mutmut plants one small bug at a time into the core (see ``[mutmut]`` in setup.cfg) and runs the tests that reach the
 function. Here its runs are cut to size: the first is made with the quick tests of the files that are about the module
-(``ABOUT``), the fastest first; with ``--again`` those that survived are run against all tests. What survives that too
-is explained in ``mutants.toml``, by the function and the line that the mutant has there, or waits for a test. What was
-run before is not run again, unless its function has changed. The kept result is ``results/mutants.json``.
+(``ABOUT``), the fastest first; with ``--again`` those that survived are run against all but the slow. What survives
+that too is explained in ``mutants.toml``, by the function and the line that the mutant has there, or waits for a test.
+What was run before is not run again, unless its function has changed. The kept result is ``results/mutants.json``.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ ABOUT = {
     "inline": "test_g04 test_g05 test_g08 test_g14",
     "call": "test_g05 test_g14 test_g15",
 }
+SLOW = 0.5  # seconds of a test, usually a hammer, that runs in neither
 PATIENCE = 2.0  # seconds within which what a test awaits must have happened; without mutants it has ten
 CHILDREN = 4  # at once: those that lose an event mostly wait
 
 
 def add_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("modules", nargs="*", metavar="MODULE", help="for mutants: of the core; if none, report only")
-    made.add_argument("--again", action="store_true", help="for mutants: what survived, against all tests")
+    made.add_argument("--again", action="store_true", help="for mutants: what survived, against nearly all tests")
 
 
 def main(given: argparse.Namespace) -> int:
@@ -56,7 +57,7 @@ def main(given: argparse.Namespace) -> int:
     for module in given.modules:
         known = codes(module)
         if given.again:
-            which, names = "all", [name for name, code in known.items() if code == 0 and not explained(name)]
+            which, names = "all", [name for name, code in known.items() if code in (0, 33) and not explained(name)]
         else:
             which, names = "quick", [name for name, code in known.items() if code is None]
         if names or not known:
@@ -95,7 +96,8 @@ def inside() -> None:
             limit = f"--timeout={2 * PATIENCE}"
             chosen = [test for test in about if took.get(test, 0.0) < QUICK] or about or chosen
         elif chosen:
-            chosen = [*about, *(test for test in chosen if test not in set(about))]
+            rest = [test for test in chosen if test not in set(about) and took.get(test, 0.0) < SLOW]
+            chosen = [*(test for test in about if took.get(test, 0.0) < SLOW), *rest] or chosen
         return ["-x", "-q", "-p", "no:randomly", limit, *(chosen or self._pytest_add_cli_args_test_selection)]
 
     PytestRunner._pytest_args_regular_run = arguments

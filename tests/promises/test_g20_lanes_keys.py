@@ -263,3 +263,15 @@ class TestKeys:
             bus.emit("tu"[n % 2], n)
         bus.drain(BOUND)
         assert order == list(range(60))
+
+
+def test_g18_a_lane_is_forgotten_with_the_last_of_its_members(bus: EventBus) -> None:
+    first, second = (bus.on("a", lambda _: None, lane="lane") for _ in range(2))
+    other = bus.on("a", lambda _: None, lane="other")
+    bus.emit("a").wait(BOUND)
+    first.cancel(wait=True)
+    assert sorted(bus._engine.lanes) == ["lane", "other"]
+    second.cancel(wait=True)
+    assert sorted(bus._engine.lanes) == ["other"]
+    other.cancel(wait=True)
+    assert bus._engine.lanes == {}
