@@ -641,3 +641,23 @@ def test_g9_space_that_another_key_makes_is_waited_for(bus: EventBus) -> None:
         gate.open()
         assert statuses(first) == ["delivered"] * 2
     assert statuses(made) == ["delivered"] * 2
+
+
+def test_g8_g9_of_an_emit_that_waits_for_space_twice_only_what_would_never_come_is_rejected(bus: EventBus) -> None:
+    with Gate() as gate:
+        inner: list[Any] = []
+
+        def own(payload: Any) -> None:
+            if payload == "start":
+                gate.entered()
+                inner.append(bus.emit("t", 1))
+                inner.append(bus.emit("t", 2))
+
+        mine = bus.on("t", own, max_pending=1)
+        bus.on("t", gate, max_pending=1)
+        bus.emit("t", "start")
+        soon(lambda: mine.stats().rejected == 1)
+        gate.open()
+        soon(lambda: len(inner) == 2)
+        assert [each.status for each in inner[0].wait(BOUND).outcomes] == [Status.DELIVERED] * 2
+        assert [each.status for each in inner[1].wait(BOUND).outcomes] == [Status.REJECTED, Status.DELIVERED]

@@ -534,3 +534,15 @@ def test_g15_all_handlers_of_an_emit_get_one_and_the_same_event_with_what_it_was
     assert (event.topic, event.payload, event.headers) == ("a", [1], {"h": 2})
     assert event.id == receipt.event_id
     assert before <= event.timestamp <= after
+
+
+def test_g15_an_event_without_headers_has_an_empty_mapping(bus: EventBus) -> None:
+    events: list[Event] = []
+
+    def handler(event: Event) -> None:
+        events.append(event)
+
+    bus.on("a", handler, inline=True)
+    for _ in range(2):
+        bus.emit("a")
+    assert [event.headers for event in events] == [{}, {}]
