@@ -366,3 +366,15 @@ def test_a_topic_without_emits_takes_no_row_when_its_last_subscription_ends(bus:
     assert bus.stats().topics == {}
     bus.emit("t/0")
     assert bus.stats().topics == {"t/0": 1}
+
+
+def test_latencies_are_those_of_the_emits_that_were_sampled(bus: EventBus) -> None:
+    """Between samples a millisecond passes, so of a burst most are not: no figure may come of those."""
+    subscription = bus.on("a", lambda payload: None)
+    for _ in range(200):
+        bus.emit("a")
+    bus.drain(BOUND)
+    stats = subscription.stats()
+    assert 1 <= stats.wait.count <= 200
+    assert 0.0 < stats.wait.max < BOUND
+    assert 0.0 < stats.run.max < BOUND
