@@ -26,12 +26,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, dies, settled, soon
+from kit import BOUND, Gate, dies, settled, soon, threads_of
 from pydantic import BaseModel
 
 import eventbus
 from eventbus import BusClosedError, Event, EventBus, NoHandlerError, Status
 from eventbus._engine import dispatcher, hot, inline, mailbox
+from eventbus._engine.closing import CLOSED
 from eventbus._engine.delivery import Delivery, current
 from eventbus._engine.engine import Engine
 from eventbus._engine.receipt import Receipt
@@ -1099,9 +1100,10 @@ def test_a_delivery_that_is_settled_while_its_event_is_made_does_not_begin(
     """Its payload may be gone already."""
     heard: list[Any] = []
     real = Receipt._as_event
-    bus = EventBus()
+    bus = EventBus("closed meanwhile")
     bus.on("topic", lambda payload: None)
     close = False
+    closing = threading.Thread(target=bus.close, args=(0,))
 
     def handler(event: Event) -> None:
         heard.append(event.payload)
@@ -1111,9 +1113,8 @@ def test_a_delivery_that_is_settled_while_its_event_is_made_does_not_begin(
 
     def as_event(self: Receipt) -> Event:
         if close:
-            closing = threading.Thread(target=bus.close, args=(0,))
             closing.start()
-            closing.join(BOUND)
+            soon(lambda: bus._engine.state == CLOSED)
         return real(self)
 
     monkeypatch.setattr(Receipt, "_as_event", as_event)
@@ -1123,6 +1124,8 @@ def test_a_delivery_that_is_settled_while_its_event_is_made_does_not_begin(
     assert heard == [1]
     assert receipt.outcomes[1].status is Status.CANCELLED
     bus.close(BOUND)
+    closing.join(BOUND)
+    soon(lambda: not threads_of("closed meanwhile"))
 
 
 def test_what_passes_from_an_inline_handler_is_as_it_was_raised(path: bool) -> None:
