@@ -35,7 +35,7 @@ def threads() -> dict[Hashable, str]:
         if not idle(frame):
             thread = known.get(ident)
             # Not by the ident alone, which the system gives to the next thread.
-            found[(ident, id(thread))] = f"thread {thread.name if thread else ident}"
+            found[(ident, id(thread))] = f"thread {thread.name if thread else ident}{awaited(frame)}"
     return found
 
 
@@ -47,6 +47,18 @@ def idle(inner: FrameType) -> bool:
     if frame.f_code is Timer._run.__code__:
         return not frame.f_locals["self"]._heap
     return frame.f_code is Worker.run.__code__
+
+
+def awaited(inner: FrameType) -> str:
+    """What a timer's thread waits for."""
+    frame = inner.f_back
+    if frame is None or frame.f_code is not Timer._run.__code__:
+        return ""
+    timer: Timer = frame.f_locals["self"]
+    entries = [
+        f"{getattr(call, '__qualname__', call)} in {due - time.monotonic():.1f} s" for due, _, call in timer._heap
+    ]
+    return f" ({', '.join(entries)})"
 
 
 def tasks() -> dict[Hashable, str]:
