@@ -531,8 +531,17 @@ finally:
 static void
 note(State *s, PyObject *error, PyObject *monitor, PyObject *function, PyObject *a, PyObject *b, PyObject *c, PyObject *d, PyObject *e)
 {
-    PyObject *call = PyObject_CallFunctionObjArgs(s->partial, function, a, b, c, d, e, NULL);
-    PyObject *after = SLOT(monitor, s->m.after);
+    PyObject *parts[6] = {function, a, b, c, d, e}, *call = NULL, *after = SLOT(monitor, s->m.after);
+    Py_ssize_t count = 0;
+    while (count < 6 && parts[count] != NULL)
+        count++;
+    PyObject *given = PyTuple_New(count);
+    for (Py_ssize_t index = 0; given != NULL && index < count; index++)
+        PyTuple_SET_ITEM(given, index, Py_NewRef(parts[index]));
+    /* On 3.11 to call the type would count as a recursion. */
+    if (given != NULL)
+        call = ((PyTypeObject *)s->partial)->tp_new((PyTypeObject *)s->partial, given, NULL);
+    Py_XDECREF(given);
     PyObject *nothing = call == NULL || !is_a(after, s->deque) ? NULL : s->append(after, call);
     Py_XDECREF(call);
     if (nothing != NULL && !PyErr_GivenExceptionMatches(error, PyExc_RecursionError))
