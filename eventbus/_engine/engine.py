@@ -268,12 +268,11 @@ class Engine:
             delivery = None  # type: ignore[assignment]
 
     def follow_up(
-        self, receipt: Receipt, boxes: tuple[Mailbox, ...], deliveries: Sequence[Delivery], done: int, idle: bool
+        self, receipt: Receipt, boxes: tuple[Mailbox, ...], rest: list[Delivery] | None, idle: bool
     ) -> None:  # pragma: no cover - for the hot path in C
-        """The rest of an emit whose sections were run by the hot path in C: admit what needs a step, wake, wait."""
-        if done < len(deliveries):
-            self.monitor.run(self._admit_rest, deliveries, done)
-            idle = True
+        """What is left of an emit whose sections were run by the hot path in C: admit what needs a step, wake, wait."""
+        if rest is not None:
+            self.monitor.run(self._admit_rest, rest, 0)
         if idle:
             self.monitor.run(self._schedule, boxes)
         if receipt._accepting:
