@@ -21,6 +21,7 @@ import pytest
 
 from eventbus._engine.dispatcher import Worker
 from eventbus._engine.timer import Timer
+from eventbus._engine.waits import Waiter
 
 __all__ = ["KINDS", "Watch", "leaves_nothing"]
 
@@ -59,6 +60,11 @@ def awaited(inner: FrameType) -> str:
         f"{getattr(call, '__qualname__', call)} in {due - time.monotonic():.1f} s" for due, _, call in timer._heap
     ]
     return f" ({', '.join(entries)})"
+
+
+def waits() -> str:
+    """What is waited for in any bus: what keeps a timer going."""
+    return ", ".join(each.text for each in gc.get_objects() if type(each) is Waiter and each.counted) or "none"
 
 
 def tasks() -> dict[Hashable, str]:
@@ -143,4 +149,4 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         left = watch.left(GRACE)
     if left:
-        pytest.fail(f"the test left behind: {'; '.join(left)}")
+        pytest.fail(f"the test left behind: {'; '.join(left)}; waits in progress: {waits()}")
