@@ -121,10 +121,11 @@ class Watch(logging.Handler):
 
     def left(self, grace: float) -> list[str]:
         """What is left when the time of grace is over."""
-        if self._wait(grace):
+        left = self._wait(grace)
+        if left:
             gc.collect()  # what hangs in a cycle only: closing it noisily, as sockets do, is the filters' matter
-            self._wait(grace)  # and what that has woken goes to sleep again
-        return sorted(self._now() + self.dropped)
+            left = self._wait(grace)  # and what that has woken goes to sleep again
+        return sorted(left + self.dropped)
 
     def _wait(self, grace: float) -> list[str]:
         """Until there is nothing, or the time is over: what there is then."""
