@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import kit_leaves
 import pytest
 from kit import BOUND, Gate, soon, threads_of
 from kit_leaves import Watch
@@ -93,12 +94,13 @@ def test_what_goes_within_the_time_of_grace_is_not_left(watch: Watch) -> None:
     assert time.monotonic() - begun < BOUND
 
 
-def test_the_fixture_fails_a_test_that_leaves_something_and_has_not_said_so(pytester: pytest.Pytester) -> None:
+def test_the_fixture_fails_a_test_that_leaves_something_and_has_not_said_so(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit_leaves, "GRACE", 0.0)  # it runs in this process
     pytester.makeconftest(
         """
-        import kit_leaves
         from kit_leaves import leaves_nothing
-        kit_leaves.GRACE = 0.0
 
         def pytest_configure(config):
             config.addinivalue_line("markers", "leaves: what and why")
