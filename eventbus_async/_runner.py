@@ -425,7 +425,8 @@ class LoopExecutor(Executor):
         engine.monitor.trash.append((self.slots, self.parked))  # none goes on; a facade may hold this executor (G18)
         self.slots, self.parked = {}, None
         for waiter in tuple(self.waits):
-            end(engine, waiter)  # nobody will come back to do that
+            # Its task never goes on, so it does not do this itself; and whatever wakes it would keep it (G18).
+            end(engine, waiter)
         self.waits.clear()
         for box in engine.all_boxes():
             if box.executor is self:
@@ -436,14 +437,7 @@ class LoopExecutor(Executor):
                 else:
                     self.release(box)
                 for delivery in running:
-                    self._leave_waits(delivery)
                     engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
-
-    def _leave_waits(self, delivery: Delivery) -> None:
-        # Its task never goes on, so it does not do this itself; and whatever wakes it would keep it (G18).
-        for waiter in tuple(self.engine.waiting):
-            if waiter.owner is delivery:
-                end(self.engine, waiter)
 
     def _unqueue(self, box: Mailbox) -> None:
         if box.queued:
@@ -657,7 +651,7 @@ class Slot:
                         self.yielded = context.run(_enter, self, delivery)
                     except StopIteration as stop:
                         if self.coroutine is None:
-                            raise self._told(stop) from None
+                            raise self._told(stop) from stop
                         value = stop.value
                     else:
                         self.context = context

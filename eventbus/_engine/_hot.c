@@ -25,7 +25,7 @@
     X(keen) X(emitter) X(propagates)
 #define MONITOR(X) X(after) X(busy) X(deferred)
 #define REGISTRY(X) X(routes) X(generation)
-#define ROUTE(X) X(boxes) X(counted) X(generation) X(all_inline) X(reserved) X(size) X(swift) X(tally)
+#define ROUTE(X) X(boxes) X(counted) X(generation) X(all_inline) X(reserved) X(swift) X(tally)
 #define TALLY(X) X(emits)
 #define EPOCH(X) X(open)
 #define DELIVERY(X) X(actor) X(box) X(deadline) X(duration) X(epoch) X(error) X(info) X(later) X(lineage) X(outer) \
