@@ -28,6 +28,7 @@
 #define ROUTE(X) X(boxes) X(counted) X(generation) X(all_inline) X(reserved) X(swift) X(tally)
 #define TALLY(X) X(emits)
 #define EPOCH(X) X(open)
+#define HOLDER(X) X(delivery)
 #define DELIVERY(X) X(actor) X(box) X(deadline) X(duration) X(epoch) X(error) X(info) X(later) X(lineage) X(outer) \
     X(receipt) X(seq) X(state) X(status) X(uid) X(value) X(waiter) X(worker)
 #define RECEIPT(X) X(_accepting) X(_context) X(_deliveries) X(_engine) X(_event) X(_follows) X(_headers) X(_left) \
@@ -49,13 +50,29 @@
 #define AT_WORK(X) X(delivery)
 #define WHOSE(X) X(executor)
 /* The objects that are held. */
-#define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
-    X(current) X(delivered) X(deque) X(end_inline) X(mend_emit) X(mend_slot) X(monotonic) X(no_counts) X(nobody) \
-    X(partial) X(plain) X(running_loop) X(seam) X(steps) X(swap_task) X(to_plain) X(too_late) X(wall)
+#define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(Holder) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
+    X(current) X(delivered) X(deque) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) X(nobody) \
+    X(partial) X(plain) X(running_loop) X(seam) X(steps) X(swap_task) X(to_plain) X(too_late)
 
 /* Those that are its own. */
 #define NAMES(X) X(zero) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
-    X(n_monotonic) X(n_wake) X(n_wake_loop) X(n_wall_clock)
+    X(n_wake) X(n_wake_loop)
+
+/* Which clock of the system time.monotonic() reads: its times are compared with those that are read here. */
+#if defined(__APPLE__) && defined(CLOCK_UPTIME_RAW)
+#define MONOTONIC_ID CLOCK_UPTIME_RAW
+#elif defined(CLOCK_HIGHRES)
+#define MONOTONIC_ID CLOCK_HIGHRES
+#elif defined(CLOCK_MONOTONIC) && !defined(__APPLE__) && !defined(_WIN32)
+#define MONOTONIC_ID CLOCK_MONOTONIC
+#else
+#define MONOTONIC_ID (-1) /* by a call */
+#endif
+#ifdef CLOCK_REALTIME
+#define REALTIME_ID CLOCK_REALTIME
+#else
+#define REALTIME_ID (-1)
+#endif
 
 typedef Py_ssize_t Offset;
 #define FIELD(name) Offset name;
@@ -64,6 +81,14 @@ typedef Py_ssize_t Offset;
 typedef struct {
     WORKER(FIELD)
 } WorkerOffsets;
+
+/* A clock that can be read without a call, if the seam has this function under that name. */
+typedef struct {
+    PyObject *name, *function;
+    int id; /* the system's, or -1 */
+} Clock;
+
+enum { MONOTONIC, WALL_CLOCK, CLOCKS };
 
 typedef struct {
     int on;    /* false: every function refuses */
@@ -74,6 +99,7 @@ typedef struct {
     struct { ROUTE(FIELD) } o;
     struct { TALLY(FIELD) } t;
     struct { EPOCH(FIELD) } p;
+    struct { HOLDER(FIELD) } h;
     struct { DELIVERY(FIELD) } d;
     struct { RECEIPT(FIELD) } r;
     struct { MAILBOX(FIELD) } b;
@@ -89,13 +115,16 @@ typedef struct {
     struct { BINDING(FIELD) } bi;
     struct { ASYNC_RECEIPT(FIELD) } ar;
     /* LoopExecutor is NULL until there is a facade; "seam" is the namespace of primitives, "steps" is monitor.steps,
-       "current" the context variable, "plain" is payload.PLAIN, "monotonic" and "wall" are the clocks that can be read
-       without a call. */
+       "current" the context variable, "plain" is payload.PLAIN. */
     HELD(OBJECT)
     PyCFunction append, popleft, appendleft; /* of deque */
     PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
     PyObject *ident;
+    PyObject *mapping; /* the type of what contexts hold, or NULL */
     NAMES(OBJECT)
+    Clock clocks[CLOCKS];
+    unsigned long seen[CLOCKS]; /* how often the seam had changed when a clock was last looked up and was itself */
+    int watcher, watched;
     double sample_seconds, slice;
     Py_ssize_t eagers;
 } State;
@@ -125,6 +154,18 @@ put_again(PyObject *object, Offset offset, PyObject *value)
     put(object, offset, Py_NewRef(value));
 }
 
+/* An int as it is in memory, if one digit says all of it and it is not negative; else NULL. */
+static inline digit *
+only_digit(PyObject *value)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyLongObject *number = (PyLongObject *)value;
+    return PyUnstable_Long_IsCompact(number) && PyUnstable_Long_CompactValue(number) >= 0 ? number->long_value.ob_digit : NULL;
+#else
+    return Py_SIZE(value) == 1 ? ((PyLongObject *)value)->ob_digit : NULL;
+#endif
+}
+
 /* An attribute that is a small int; -1 if it is none, or too large: a bound of a mailbox can be any number. */
 static inline Py_ssize_t
 number(PyObject *object, Offset offset)
@@ -132,18 +173,59 @@ number(PyObject *object, Offset offset)
     PyObject *value = SLOT(object, offset);
     if (value == NULL || !PyLong_CheckExact(value))
         return -1;
+    digit *only = only_digit(value);
+    if (only != NULL)
+        return (Py_ssize_t)*only;
     Py_ssize_t found = PyLong_AsSsize_t(value);
     if (found == -1)
         PyErr_Clear();
     return found;
 }
 
-/* A counter, more or less; NULL if there is no memory, or it is none. */
+/* Ints up to here may be everybody's. */
+#define SHARED 1024
+
+/* A counter that nobody else has a reference to can be counted up and down where it is, which spares a burst much of what
+   it would allocate. */
+static inline int
+is_own(PyObject *value, Py_ssize_t references, Py_ssize_t by)
+{
+    digit *only = Py_REFCNT(value) == references && PyLong_CheckExact(value) ? only_digit(value) : NULL;
+    return only != NULL && (Py_ssize_t)*only > SHARED && (Py_ssize_t)*only + by > SHARED &&
+           (Py_ssize_t)*only + by <= (Py_ssize_t)PyLong_MASK;
+}
+
+/* What a counter will be, for put_count(); NULL if there is no memory, or it is none. If it can be counted where it is,
+   that is itself, not counted yet. */
+static inline PyObject *
+next_count(PyObject *value, Py_ssize_t old, Py_ssize_t by)
+{
+    if (value != NULL && is_own(value, 1, by))
+        return Py_NewRef(value);
+    return old < 0 || old == PY_SSIZE_T_MAX ? NULL : PyLong_FromSsize_t(old + by);
+}
+
 static inline PyObject *
 changed(PyObject *object, Offset offset, Py_ssize_t by)
 {
-    Py_ssize_t old = number(object, offset);
-    return old < 0 || old == PY_SSIZE_T_MAX ? NULL : PyLong_FromSsize_t(old + by);
+    return next_count(SLOT(object, offset), number(object, offset), by);
+}
+
+/* Count, at the place of the counter: cannot fail. Steals the value that changed() has given for this. */
+static inline void
+put_in(PyObject **place, PyObject *value, Py_ssize_t by)
+{
+    PyObject *old = *place;
+    if (old == value)
+        *only_digit(value) += by;
+    *place = value;
+    Py_XDECREF(old);
+}
+
+static inline void
+put_count(PyObject *object, Offset offset, PyObject *value, Py_ssize_t by)
+{
+    put_in(&SLOT(object, offset), value, by);
 }
 
 static inline int
@@ -160,43 +242,81 @@ is_none(PyObject *object, Offset offset)
 
 /* How long a tuple, list, dict or deque is. */
 static inline Py_ssize_t
-length(PyObject *container)
+length(State *s, PyObject *container)
 {
-    if (PyTuple_CheckExact(container) || PyList_CheckExact(container))
+    if (PyTuple_CheckExact(container) || PyList_CheckExact(container) || is_a(container, s->deque))
         return Py_SIZE(container);
     return PyObject_Size(container);
 }
 
-/* Which clock of the system time.monotonic() reads: its times are compared with those that are read here. */
-#if defined(__APPLE__) && defined(CLOCK_UPTIME_RAW)
-#define MONOTONIC_ID CLOCK_UPTIME_RAW
-#elif defined(CLOCK_HIGHRES)
-#define MONOTONIC_ID CLOCK_HIGHRES
-#elif defined(CLOCK_MONOTONIC) && !defined(__APPLE__) && !defined(_WIN32)
-#define MONOTONIC_ID CLOCK_MONOTONIC
-#else
-#define MONOTONIC_ID (-1) /* by a call */
-#endif
-#ifdef CLOCK_REALTIME
-#define REALTIME_ID CLOCK_REALTIME
-#else
-#define REALTIME_ID (-1)
+/* How often a namespace that is watched has changed; where none can be watched, whoever asks has to look. One for all
+   interpreters: one too many is no harm. */
+#if PY_VERSION_HEX >= 0x030C0000
+static volatile unsigned long changes = 1;
+
+static int
+note_change(PyDict_WatchEvent event, PyObject *namespace, PyObject *key, PyObject *value)
+{
+    changes++;
+    return 0;
+}
 #endif
 
-/* A clock of the seam: read here if nobody stands in for it. */
-static double
-read_clock(PyObject *seam, PyObject *name, PyObject *known, int id)
+/* Have changes of the seam's namespace noted. */
+static void
+watch_seam(State *s)
 {
-    PyObject *clock = PyDict_GetItemWithError(seam, name);
-    if (clock == NULL) {
-        if (!PyErr_Occurred())
-            PyErr_SetObject(PyExc_KeyError, name);
-        return -1.0;
+#if PY_VERSION_HEX >= 0x030C0000
+    if (s->watched)
+        return;
+    s->watcher = PyDict_AddWatcher(note_change);
+    s->watched = s->watcher >= 0 && PyDict_Watch(s->watcher, s->seam) == 0;
+    if (!s->watched) { /* others watch too much: it is looked up each time */
+        PyErr_Clear();
+        if (s->watcher >= 0)
+            PyDict_ClearWatcher(s->watcher);
+    }
+#endif
+}
+
+static void
+leave_seam(State *s)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    if (s->watched && (PyDict_Unwatch(s->watcher, s->seam) < 0 || PyDict_ClearWatcher(s->watcher) < 0))
+        PyErr_Clear();
+    s->watched = 0;
+#endif
+}
+
+/* A clock of the seam: read here if nobody stands in for it. -1.0 if that fails, and then an exception is set. */
+static double
+read_clock(State *s, int which)
+{
+    const Clock *known = &s->clocks[which];
+#if PY_VERSION_HEX >= 0x030C0000
+    int is_known = s->watched && s->seen[which] == changes;
+#else
+    int is_known = 0;
+#endif
+    PyObject *clock = known->function;
+    if (!is_known) {
+        clock = PyDict_GetItemWithError(s->seam, known->name);
+        if (clock == NULL) {
+            if (!PyErr_Occurred())
+                PyErr_SetObject(PyExc_KeyError, known->name);
+            return -1.0;
+        }
     }
 #ifdef CLOCK_REALTIME
     struct timespec now;
-    if (clock == known && id >= 0 && clock_gettime(id, &now) == 0)
-        return (double)((long long)now.tv_sec * 1000000000 + now.tv_nsec) / 1e9; /* to the last bit as Python has it */
+    if (clock == known->function && known->id >= 0) {
+#if PY_VERSION_HEX >= 0x030C0000
+        s->seen[which] = changes;
+#endif
+        if (clock_gettime(known->id, &now) == 0)
+            return (double)((long long)now.tv_sec * 1000000000 + now.tv_nsec) / 1e9; /* to the last bit as Python has it */
+    }
 #endif
     double value = -1.0;
     Py_INCREF(clock);
@@ -206,11 +326,15 @@ read_clock(PyObject *seam, PyObject *name, PyObject *known, int id)
         value = PyFloat_AsDouble(read);
         Py_DECREF(read);
     }
-    return value; /* an exception may be set */
+    return value;
 }
 
-#define MONOTONIC(s) read_clock((s)->seam, (s)->n_monotonic, (s)->monotonic, MONOTONIC_ID)
-#define WALL_CLOCK(s) read_clock((s)->seam, (s)->n_wall_clock, (s)->wall, REALTIME_ID)
+/* Whether that has failed. */
+static inline int
+failed_at(double instant)
+{
+    return instant == -1.0 && PyErr_Occurred() != NULL;
+}
 
 /* The exception that is set, as an object with its traceback. */
 static PyObject *
@@ -241,11 +365,19 @@ set_error(PyObject *error)
 #endif
 }
 
+/* Values that hold no others. */
+static inline int
+is_atomic(PyObject *value)
+{
+    return value == Py_None || PyLong_CheckExact(value) || PyBool_Check(value) || PyFloat_CheckExact(value) ||
+           PyUnicode_CheckExact(value) || PyBytes_CheckExact(value);
+}
+
 /* Whether a value needs no judging: it cannot be an awaitable. */
 static inline int
 is_plain(State *s, PyObject *value)
 {
-    if (value == Py_None)
+    if (is_atomic(value))
         return 1;
     int found = PySet_Contains(s->plain, (PyObject *)Py_TYPE(value));
     if (found < 0)
@@ -268,16 +400,9 @@ in_step(State *s)
 }
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
-   delivery is pending for the dispatcher, a thread of it holds the bus, so nothing of a delivery and its receipt is
-   garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
+   delivery is pending for the dispatcher, a thread of it holds the bus, and while an inline one runs the emitter's stack
+   holds it, so nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
    and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
-static inline int
-is_atomic(PyObject *value)
-{
-    return value == Py_None || PyLong_CheckExact(value) || PyBool_Check(value) || PyFloat_CheckExact(value) ||
-           PyUnicode_CheckExact(value) || PyBytes_CheckExact(value);
-}
-
 static inline void
 track_one(PyObject *object)
 {
@@ -306,6 +431,168 @@ track(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+/* An object of a class of the core, all slots empty, not tracked yet. */
+static inline PyObject *
+allocate(PyTypeObject *type)
+{
+    PyObject *made = PyObject_GC_New(PyObject, type);
+    if (made != NULL)
+        memset((char *)made + sizeof(PyObject), 0, type->tp_basicsize - sizeof(PyObject));
+    return made;
+}
+
+/* What a context holds: the immutable mapping, borrowed; NULL if there is none. It is asked for as the collector would. */
+static int
+note_mapping(PyObject *found, void *into)
+{
+    void **both = into;
+    if ((PyObject *)Py_TYPE(found) == both[0])
+        both[1] = found;
+    return 0;
+}
+
+static inline PyObject *
+mapping_of(State *s, PyObject *context)
+{
+    void *both[2] = {s->mapping, NULL};
+    if (s->mapping != NULL)
+        Py_TYPE(context)->tp_traverse(context, note_mapping, both);
+    return both[1];
+}
+
+/* Learn what type that mapping has. Without it no context is used twice. */
+static int
+note_type(PyObject *found, void *into)
+{
+    *(PyObject **)into = (PyObject *)Py_TYPE(found);
+    return 0;
+}
+
+static int
+find_mapping(State *s)
+{
+    PyObject *empty = PyContext_New(), *type = NULL;
+    if (empty == NULL)
+        return -1;
+    Py_TYPE(empty)->tp_traverse(empty, note_type, &type); /* not entered, so that is all that it holds */
+    Py_XSETREF(s->mapping, Py_XNewRef(type));
+    Py_DECREF(empty);
+    return 0;
+}
+
+/* The emitter's context: that of the last delivery that is pending, if nothing was set since, which in a burst is the
+   rule; else a copy. Nobody enters either. */
+static PyObject *
+own_context(State *s, PyObject *boxes)
+{
+    PyObject *current = PyThreadState_Get()->context, *context = NULL;
+    PyObject *pending = PyTuple_GET_SIZE(boxes) > 0 ? SLOT(PyTuple_GET_ITEM(boxes, 0), s->b.pending) : NULL;
+    PyObject *mapping = current == NULL || pending == NULL || !is_a(pending, s->deque) || Py_SIZE(pending) == 0
+                            ? NULL : mapping_of(s, current);
+    if (mapping != NULL) {
+        PyObject *last = PySequence_GetItem(pending, Py_SIZE(pending) - 1);
+        if (last == NULL)
+            PyErr_Clear();
+        else if (is_a(last, s->Delivery) && SLOT(last, s->d.receipt) != Py_None) {
+            context = SLOT(SLOT(last, s->d.receipt), s->r._context);
+            context = PyContext_CheckExact(context) && mapping_of(s, context) == mapping ? Py_NewRef(context) : NULL;
+        }
+        Py_XDECREF(last); /* it stands there still */
+    }
+    return context != NULL ? context : PyContext_CopyCurrent();
+}
+
+/* What the context variable holds: the delivery itself, or in its place a holder; borrowed. */
+static inline PyObject *
+held_by(State *s, PyObject *value)
+{
+    return is_a(value, s->Holder) ? SLOT(value, s->h.delivery) : value;
+}
+
+/* A context that handlers run in, one after another, as long as each leaves it as it was. From the second on its variable
+   has a holder, in which the delivery is changed as long as nobody has copied the context meanwhile. */
+typedef struct {
+    PyObject *context; /* NULL: there is none */
+    PyObject *copied;  /* the emitter's, of which it is a copy */
+    PyObject *mapping; /* what it held while the last handler ran; NULL if that has changed it */
+    PyObject *holder;  /* NULL: what it holds now has none, or somebody has a copy */
+} Own;
+
+static void
+leave_context(Own *own)
+{
+    Py_CLEAR(own->context);
+    Py_CLEAR(own->copied);
+    Py_CLEAR(own->mapping);
+    Py_CLEAR(own->holder);
+}
+
+/* Make a delivery the current one in this thread's context, by a holder if another may follow. */
+static int
+set_current(State *s, Own *own, PyObject *delivery, int by_holder)
+{
+    PyObject *value = by_holder ? allocate((PyTypeObject *)s->Holder) : Py_NewRef(delivery);
+    if (value != NULL && by_holder) {
+        SLOT(value, s->h.delivery) = Py_NewRef(delivery);
+        PyObject_GC_Track(value);
+    }
+    PyObject *token = value == NULL ? NULL : PyContextVar_Set(s->current, value);
+    if (token != NULL) {
+        Py_XSETREF(own->mapping, Py_XNewRef(mapping_of(s, PyThreadState_Get()->context)));
+        Py_XSETREF(own->holder, by_holder ? Py_NewRef(value) : NULL);
+    }
+    Py_XDECREF(value);
+    Py_XDECREF(token);
+    return token == NULL ? -1 : 0;
+}
+
+/* After a handler: whether the context is as it was, and whether its holder can be used once more. */
+static int
+is_unchanged(State *s, Own *own, PyObject *context)
+{
+    int unchanged = own->mapping != NULL && mapping_of(s, context) == own->mapping;
+    if (!unchanged || Py_REFCNT(own->mapping) != 2) /* the context's and this one */
+        Py_CLEAR(own->holder);
+    return unchanged;
+}
+
+/* Enter a context that holds what an emitter's does, and the delivery as the current one; -1 with an exception, and then
+   it is left. */
+static int
+enter_context(State *s, Own *own, PyObject *emitters, PyObject *delivery)
+{
+    if (own->context != NULL && emitters != own->copied && mapping_of(s, emitters) != mapping_of(s, own->copied))
+        leave_context(own);
+    int again = own->context != NULL;
+    if (!again && (own->context = PyContext_Copy(emitters)) == NULL)
+        return -1;
+    Py_XSETREF(own->copied, Py_NewRef(emitters));
+    if (PyContext_Enter(own->context) < 0) {
+        leave_context(own);
+        return -1;
+    }
+    if (own->holder != NULL)
+        put_again(own->holder, s->h.delivery, delivery);
+    else if (set_current(s, own, delivery, again) < 0) {
+        PyObject *error = take_error();
+        if (PyContext_Exit(own->context) < 0)
+            PyErr_Clear();
+        leave_context(own);
+        set_error(error);
+        return -1;
+    }
+    return 0;
+}
+
+static void
+exit_context(State *s, Own *own)
+{
+    if (PyContext_Exit(own->context) < 0)
+        PyErr_Clear();
+    if (!is_unchanged(s, own, own->context) || Py_REFCNT(own->context) != 1)
+        leave_context(own);
+}
+
 /* Have the processor fetch what will be wanted soon: in a burst, deliveries have gone out of its caches by their turn. */
 static inline void
 prefetch(PyObject *object)
@@ -331,7 +618,7 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
         !is_none(receipt, s->r._follows) || SLOT(worker, w->blocked) != Py_False ||
         PyFloat_AsDouble(SLOT(receipt, s->r._mark)) != 0.0 || !PyList_CheckExact(counts))
         return NULL;
-    if (length(SLOT(engine, s->e.drains)) &&
+    if (length(s, SLOT(engine, s->e.drains)) &&
         (number(engine, s->e.keen) != 0 || epoch == Py_None || number(epoch, s->p.open) == 1))
         return NULL;
 
@@ -340,7 +627,7 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     PyObject *following = NULL, *held = NULL, *claims = NULL, *open = NULL;
     more = more && is_a(pending, s->deque) && Py_SIZE(pending) > 0;
     PyObject *left = changed(receipt, standing, -1);
-    PyObject *count = PyLong_FromSsize_t(PyLong_AsSsize_t(PyList_GET_ITEM(counts, 0)) + 1);
+    PyObject *total = PyList_GET_ITEM(counts, 0), *count = next_count(total, PyLong_AsSsize_t(total), 1);
     if (left == NULL || count == NULL)
         goto no_memory;
     if (epoch != Py_None && (open = changed(epoch, s->p.open, -1)) == NULL)
@@ -359,7 +646,7 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
         }
         else {
             prefetch(SLOT(following, s->d.receipt));
-            if (length(pending) > 0) {
+            if (length(s, pending) > 0) {
                 PyObject *next = PySequence_GetItem(pending, 0);
                 if (next == NULL)
                     PyErr_Clear();
@@ -377,14 +664,12 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     put_again(delivery, s->d.duration, took);
     put_again(delivery, s->d.info, SLOT(box, s->b.info));
     put_again(delivery, s->d.state, s->states[SETTLED]);
-    PyObject *last = PyList_GET_ITEM(counts, 0);
-    PyList_SET_ITEM(counts, 0, count);
-    Py_DECREF(last);
+    put_in(&PyList_GET_ITEM(counts, 0), count, 1);
     if (open != NULL) {
-        put(epoch, s->p.open, open);
+        put_count(epoch, s->p.open, open, -1);
         put_again(delivery, s->d.epoch, Py_None);
     }
-    put(receipt, standing, left);
+    put_count(receipt, standing, left, -1);
     /* What is dropped for good may run a finalizer: held until the section is over. */
     PyObject *payload = NULL, *context = NULL, *event = NULL;
     if (SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._observers) == s->zero) {
@@ -407,14 +692,14 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     put_again(delivery, s->d.box, Py_None);
     if (following != NULL) {
         PyObject *cell = SLOT(worker, w->cell);
-        put(box, s->b.held, held);
+        put_count(box, s->b.held, held, -1);
         put_again(following, s->d.state, s->states[RUNNING]);
         put_again(following, s->d.worker, worker);
         put_again(following, s->d.actor, SLOT(worker, w->actor));
         PyList_SetItem(cell, 0, Py_NewRef(following));
         put_again(box, s->b.running, cell);
         put_again(worker, w->delivery, following);
-        put(worker, w->claims, claims);
+        put_count(worker, w->claims, claims, 1);
     }
     else {
         put(box, s->b.running, PyTuple_New(0)); /* the one empty tuple there is */
@@ -454,9 +739,8 @@ argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyO
     }
     if (value == NULL || convert == Py_None)
         return value;
-    if (convert == s->to_plain && PySet_Contains(s->plain, (PyObject *)Py_TYPE(value)) == 1)
+    if (convert == s->to_plain && is_plain(s, value))
         return value;
-    PyErr_Clear();
     PyObject *converted = PyObject_CallOneArg(convert, value);
     Py_DECREF(value);
     return converted;
@@ -480,8 +764,9 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *convert = Py_NewRef(SLOT(spec, s->s.convert));
     int takes_event = is_true(spec, s->s.takes_event);
     PyObject *result = NULL;
-    double started = MONOTONIC(s);
-    if (PyErr_Occurred())
+    Own own = {NULL, NULL, NULL, NULL};
+    double started = read_clock(s, MONOTONIC);
+    if (failed_at(started))
         goto finally;
     put_again(delivery, s->d.actor, SLOT(worker, s->worker.actor));
     for (;;) {
@@ -493,30 +778,23 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
         }
         Py_INCREF(receipt);
         PyObject *payload = Py_NewRef(SLOT(receipt, s->r._payload)), *emitters = Py_NewRef(SLOT(receipt, s->r._context));
-        PyObject *context = PyContext_Copy(emitters);
         PyObject *value = NULL, *error = NULL;
-        if (context != NULL && PyContext_Enter(context) == 0) {
-            PyObject *token = PyContextVar_Set(s->current, delivery);
-            if (token != NULL) {
-                Py_DECREF(token);
-                PyObject *given = argument(s, delivery, receipt, payload, convert, takes_event);
-                if (given != NULL) {
-                    value = PyObject_CallOneArg(function, given);
-                    Py_DECREF(given);
-                }
+        if (enter_context(s, &own, emitters, delivery) == 0) {
+            PyObject *given = argument(s, delivery, receipt, payload, convert, takes_event);
+            if (given != NULL) {
+                value = PyObject_CallOneArg(function, given);
+                Py_DECREF(given);
             }
             if (value == NULL)
                 error = take_error();
-            if (PyContext_Exit(context) < 0)
-                PyErr_Clear();
+            exit_context(s, &own);
         }
         else
             error = take_error();
-        Py_XDECREF(context);
         Py_DECREF(emitters);
         Py_DECREF(payload);
-        double now = MONOTONIC(s);
-        PyObject *took = PyErr_Occurred() ? NULL : PyFloat_FromDouble(now - started);
+        double now = read_clock(s, MONOTONIC);
+        PyObject *took = failed_at(now) ? NULL : PyFloat_FromDouble(now - started);
         if (took == NULL) {
             PyErr_Clear();
             took = Py_NewRef(s->no_time);
@@ -541,6 +819,7 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
         }
     }
 finally:
+    leave_context(&own);
     Py_XDECREF(delivery);
     Py_DECREF(function);
     Py_DECREF(convert);
@@ -578,14 +857,14 @@ static PyObject *
 claim(State *s, WorkerOffsets *w, PyObject *executor, PyObject *worker)
 {
     PyObject *ready = SLOT(executor, s->x.ready), *cell = SLOT(worker, w->cell);
-    if (!is_a(ready, s->deque) || length(ready) != 1 || !PyList_CheckExact(cell))
+    if (!is_a(ready, s->deque) || length(s, ready) != 1 || !PyList_CheckExact(cell))
         return NULL;
     PyObject *box = s->popleft(ready, NULL), *delivery = NULL, *held = NULL, *claims = NULL;
     if (box == NULL)
         goto refused;
     PyObject *pending = SLOT(box, s->b.pending);
     if (!is_true(box, s->b.flows) || SLOT(box, s->b.executor) != executor || !is_a(pending, s->deque) ||
-        length(pending) == 0 || length(SLOT(box, s->b.running)) != 0)
+        length(s, pending) == 0 || length(s, SLOT(box, s->b.running)) != 0)
         goto refused;
     held = changed(box, s->b.held, -1);
     claims = changed(worker, w->claims, 1);
@@ -600,13 +879,13 @@ claim(State *s, WorkerOffsets *w, PyObject *executor, PyObject *worker)
         goto refused;
     }
     put_again(box, s->b.queued, Py_False);
-    put(box, s->b.held, held);
+    put_count(box, s->b.held, held, -1);
     put_again(delivery, s->d.state, s->states[RUNNING]);
     put_again(delivery, s->d.worker, worker);
     PyList_SetItem(cell, 0, Py_NewRef(delivery));
     put_again(box, s->b.running, cell);
     put_again(worker, w->delivery, delivery);
-    put(worker, w->claims, claims);
+    put_count(worker, w->claims, claims, 1);
     Py_DECREF(box);
     return delivery;
 refused:
@@ -651,8 +930,9 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
 {
     PyObject *executor = SLOT(slot, s->slot.executor), *task = SLOT(slot, s->sl.task);
     PyObject *result = NULL;
-    double started = MONOTONIC(s), spent = 0.0;
-    if (PyErr_Occurred())
+    Own own = {NULL, NULL, NULL, NULL};
+    double started = read_clock(s, MONOTONIC), spent = 0.0;
+    if (failed_at(started))
         goto finally;
     for (;;) {
         PyObject *receipt = SLOT(delivery, s->d.receipt), *box = SLOT(delivery, s->d.box);
@@ -668,16 +948,11 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         PyObject *spec = Py_NewRef(SLOT(box, s->b.spec)), *payload = Py_NewRef(SLOT(receipt, s->r._payload));
         put_again(delivery, s->d.actor, task);
         put_again(slot, s->sl.coroutine, Py_None);
-        PyObject *context = PyContext_Copy(emitters);
         PyObject *value = NULL, *made = NULL, *error = NULL;
         PySendResult sent = PYGEN_ERROR;
-        if (context != NULL && PyContext_Enter(context) == 0) {
-            PyObject *token = PyContextVar_Set(s->current, delivery);
-            PyObject *given = NULL;
-            if (token != NULL) {
-                Py_DECREF(token);
-                given = argument(s, delivery, receipt, payload, SLOT(spec, s->s.convert), is_true(spec, s->s.takes_event));
-            }
+        if (enter_context(s, &own, emitters, delivery) == 0) {
+            PyObject *given =
+                argument(s, delivery, receipt, payload, SLOT(spec, s->s.convert), is_true(spec, s->s.takes_event));
             if (given != NULL) {
                 made = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
                 Py_DECREF(given);
@@ -692,8 +967,9 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             }
             if (sent == PYGEN_ERROR)
                 error = take_error();
-            if (PyContext_Exit(context) < 0)
-                PyErr_Clear();
+            if (sent == PYGEN_NEXT)
+                put_again(slot, s->sl.context, own.context);
+            exit_context(s, &own);
         }
         else
             error = take_error();
@@ -701,12 +977,11 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         Py_DECREF(emitters);
         Py_DECREF(spec);
         PyObject *now = NULL, *following = NULL;
-        double instant = MONOTONIC(s);
-        if (PyErr_Occurred())
+        double instant = read_clock(s, MONOTONIC);
+        if (failed_at(instant))
             PyErr_Clear();
         if (sent == PYGEN_NEXT) {
             put(slot, s->sl.yielded, value);
-            put_again(slot, s->sl.context, context);
             value = NULL;
             result = Py_NewRef(Py_True);
         }
@@ -723,8 +998,8 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             result = PyTuple_Pack(3, delivery, value == NULL ? Py_None : value, error == NULL ? Py_None : error);
         else if (following == Py_None) {
             /* Section: nothing is left to claim. */
-            if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && length(SLOT(executor, s->x.ready)) == 0 &&
-                length(SLOT(box, s->b.pending)) == 0) {
+            if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && length(s, SLOT(executor, s->x.ready)) == 0 &&
+                length(s, SLOT(box, s->b.pending)) == 0) {
                 put_again(executor, s->x.computing, s->zero);
                 PyList_SetItem(SLOT(slot, s->slot.cell), 0, Py_NewRef(Py_None));
                 result = Py_NewRef(Py_None);
@@ -743,7 +1018,6 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         Py_XDECREF(value);
         Py_XDECREF(error);
         Py_XDECREF(made);
-        Py_XDECREF(context);
         Py_DECREF(receipt);
         Py_DECREF(box);
         if (following == NULL)
@@ -755,6 +1029,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         started = instant;
     }
 finally:
+    leave_context(&own);
     if (spent != 0.0 && result != NULL) {
         PyObject *ended = PyFloat_FromDouble(spent);
         if (ended != NULL)
@@ -889,7 +1164,7 @@ attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
         if (eagers == NULL)
             PyErr_Clear();
         else if (PyFloat_AsDouble(SLOT(home, s->l.spent)) - since < s->slice) {
-            put_again(home, s->l.eagers, eagers);
+            put_count(home, s->l.eagers, Py_NewRef(eagers), 1);
             Py_INCREF(home); /* handlers run: there may be another one then */
             done = lend(s, home, SLOT(home, s->l.parked), loop, 1, since + s->slice);
             Py_DECREF(home);
@@ -902,12 +1177,11 @@ attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     return PyBool_FromLong(here && SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._propagate) == Py_False);
 }
 
-/* A delivery as Delivery.__init__ makes it. */
+/* A delivery as Delivery.__init__ makes it. Not tracked. */
 static PyObject *
 make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
 {
-    PyTypeObject *type = (PyTypeObject *)s->Delivery;
-    PyObject *made = type->tp_alloc(type, 0);
+    PyObject *made = allocate((PyTypeObject *)s->Delivery);
     if (made == NULL)
         return NULL;
     SLOT(made, s->d.receipt) = Py_NewRef(receipt);
@@ -923,16 +1197,16 @@ make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
     return made;
 }
 
-/* A receipt as Receipt.__init__ makes it, but for what the emit fills in. Inline handlers run in the emitter's context
+/* A receipt as Receipt.__init__ makes it, but for what the emit fills in, not tracked. Inline handlers run in the emitter's context
    itself, so they need no copy of it. */
 static PyObject *
-make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, PyObject *payload, int is_inline)
+make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, PyObject *payload, PyObject *route)
 {
     PyObject *seqs = SLOT(engine, s->e.seqs);
-    double now = WALL_CLOCK(s);
-    if (PyErr_Occurred())
+    double now = read_clock(s, WALL_CLOCK);
+    if (failed_at(now))
         return NULL;
-    PyObject *context = is_inline ? Py_NewRef(Py_None) : PyContext_CopyCurrent();
+    PyObject *context = is_true(route, s->o.all_inline) ? Py_NewRef(Py_None) : own_context(s, SLOT(route, s->o.boxes));
     PyObject *timestamp = PyFloat_FromDouble(now);
     PyObject *mark = Py_NewRef(s->no_time);
     PyObject *seq = NULL, *made = NULL;
@@ -941,14 +1215,14 @@ make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, Py
     double since = now - PyFloat_AsDouble(SLOT(engine, s->e.sampled));
     if (!(since >= 0.0 && since < s->sample_seconds)) {
         put_again(engine, s->e.sampled, timestamp);
-        double instant = MONOTONIC(s);
-        if (PyErr_Occurred())
+        double instant = read_clock(s, MONOTONIC);
+        if (failed_at(instant))
             goto failed;
         Py_SETREF(mark, PyFloat_FromDouble(instant));
         if (mark == NULL)
             goto failed;
     }
-    made = type->tp_alloc(type, 0);
+    made = allocate(type);
     if (made == NULL)
         goto failed;
     seq = Py_TYPE(seqs)->tp_iternext(seqs);
@@ -1023,16 +1297,16 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObject *epoch, PyObject *ident,
-        PyObject *outer, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *epoch, PyObject *ident,
+        PyObject *outer, Own *own, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
-    PyObject *own = PyTuple_Pack(1, delivery);
+    PyObject *alone = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyTuple_Pack(1, delivery);
     PyObject *passing = NULL, *value = NULL, *error = NULL, *took = NULL;
-    PyObject *deliveries = own == NULL ? NULL : changed(box, s->b.deliveries, 1);
-    if (deliveries == NULL) {
+    PyObject *count = alone == NULL ? NULL : changed(box, s->b.deliveries, 1);
+    if (count == NULL) {
         PyErr_Clear();
-        Py_CLEAR(own);
+        Py_CLEAR(alone);
     }
     put_again(delivery, s->d.actor, ident);
     put_again(delivery, s->d.later, s->nobody);
@@ -1042,17 +1316,17 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
         put_again(delivery, s->d.worker, SLOT(outer, s->d.worker));
     }
     /* Section: an inline delivery begins. */
-    if (own != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
-        length(SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts) {
+    if (alone != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
+        length(s, SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts) {
         put_again(delivery, s->d.state, s->states[RUNNING]);
         put_again(delivery, s->d.info, SLOT(box, s->b.info));
-        put(box, s->b.deliveries, deliveries);
-        put(box, s->b.running, own);
+        put_count(box, s->b.deliveries, count, 1);
+        put(box, s->b.running, alone);
         /* End of section. */
     }
     else {
-        Py_XDECREF(own);
-        Py_XDECREF(deliveries);
+        Py_XDECREF(alone);
+        Py_XDECREF(count);
         PyObject *begun = PyObject_CallFunctionObjArgs(s->begin_inline, engine, delivery, NULL);
         if (begun != Py_True) {
             if (begun != NULL)
@@ -1061,13 +1335,24 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
             goto finally;
         }
         Py_DECREF(begun);
-        *started = MONOTONIC(s);
-        if (PyErr_Occurred())
+        *started = read_clock(s, MONOTONIC);
+        if (failed_at(*started))
             goto finally;
     }
-    PyObject *token = PyContextVar_Set(s->current, delivery);
-    if (token != NULL) {
-        Py_DECREF(token);
+    /* In the thread's context, which is the emitter's own. */
+    int is_set;
+    if (PyTuple_GET_SIZE(deliveries) == 1) {
+        PyObject *token = PyContextVar_Set(s->current, delivery);
+        is_set = token != NULL;
+        Py_XDECREF(token);
+    }
+    else if (own->holder != NULL && is_unchanged(s, own, PyThreadState_Get()->context) && own->holder != NULL) {
+        put_again(own->holder, s->h.delivery, delivery);
+        is_set = 1;
+    }
+    else
+        is_set = set_current(s, own, delivery, 1) == 0;
+    if (is_set) {
         PyObject *spec = Py_NewRef(SLOT(box, s->b.spec));
         PyObject *given = argument(s, delivery, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
                                    is_true(spec, s->s.takes_event));
@@ -1079,8 +1364,8 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
     }
     if (value == NULL)
         error = take_error();
-    double now = MONOTONIC(s);
-    took = PyErr_Occurred() ? NULL : PyFloat_FromDouble(now - *started);
+    double now = read_clock(s, MONOTONIC);
+    took = failed_at(now) ? NULL : PyFloat_FromDouble(now - *started);
     if (took == NULL) {
         PyErr_Clear();
         took = Py_NewRef(s->no_time);
@@ -1095,8 +1380,8 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
     passing = PyObject_CallFunctionObjArgs(s->end_inline, engine, delivery, value == NULL ? Py_None : value,
                                            error == NULL ? Py_None : error, took, NULL);
     if (passing != NULL) {
-        *started = MONOTONIC(s);
-        if (PyErr_Occurred())
+        *started = read_clock(s, MONOTONIC);
+        if (failed_at(*started))
             Py_CLEAR(passing);
     }
 finally:
@@ -1118,8 +1403,10 @@ own_ident(State *s, unsigned long ident)
 
 /* inline.run_inline(). */
 static int
-run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *cause)
+run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *before)
 {
+    PyObject *cause = held_by(s, before);
+    Own own = {NULL, NULL, NULL, NULL};
     unsigned long ident = PyThread_get_thread_ident();
     PyObject *outer = NULL;
     if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
@@ -1127,21 +1414,22 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     PyObject *actor = own_ident(s, ident);
     PyObject *passing = Py_NewRef(Py_None);
     int failed = actor == NULL;
-    double started = failed ? 0.0 : MONOTONIC(s);
-    failed = failed || PyErr_Occurred() != NULL;
+    double started = failed ? 0.0 : read_clock(s, MONOTONIC);
+    failed = failed || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
         PyObject *ended =
-            run_one(s, engine, receipt, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &started);
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
         Py_XDECREF(ended);
     }
     PyObject *error = failed ? take_error() : NULL;
-    PyObject *token = PyContextVar_Set(s->current, cause);
+    leave_context(&own);
+    PyObject *token = PyContextVar_Set(s->current, before);
     if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
         PyErr_Clear();
-        token = PyContextVar_Set(s->current, cause);
+        token = PyContextVar_Set(s->current, before);
     }
     Py_XDECREF(token);
     if (token == NULL) {
@@ -1182,7 +1470,7 @@ schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
         return 0;
     }
     Py_DECREF(nothing);
-    put(executor, s->x.computing, computing);
+    put_count(executor, s->x.computing, computing, 1);
     put_again(box, s->b.queued, Py_True);
     if (is_loop) {
         put_again(executor, s->l.roused, Py_True);
@@ -1214,15 +1502,16 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     PyObject *route = PyDict_GetItemWithError(SLOT(registry, s->g.routes), topic);
     if (route == NULL || !is_true(route, s->o.swift) || SLOT(route, s->o.reserved) != Py_False)
         Py_RETURN_NONE;
-    PyObject *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL, *deliveries = NULL, *counted = NULL, *result = NULL;
+    PyObject *before = NULL, *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL, *deliveries = NULL, *counted = NULL, *result = NULL;
     PyObject *opened = NULL, *emits = NULL, *observers = NULL, *sleeper = NULL, *loop = NULL, *rest = NULL;
     Py_INCREF(route);
     PyObject *boxes = SLOT(route, s->o.boxes);
     Py_ssize_t size = PyTuple_GET_SIZE(boxes);
     Py_ssize_t standing = number(route, s->o.counted);
     int accepted = 0, dispatched = 1;
-    if (PyContextVar_Get(s->current, NULL, &cause) < 0)
+    if (PyContextVar_Get(s->current, NULL, &before) < 0)
         goto finally;
+    cause = Py_NewRef(held_by(s, before));
     epoch = Py_NewRef(SLOT(engine, s->e.epoch));
     if (cause != Py_None) {
         /* Inline handlers within inline handlers may exhaust the stack: the Python code has more of it to mend that with.
@@ -1237,7 +1526,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
             Py_SETREF(epoch, Py_NewRef(SLOT(cause, s->d.epoch)));
     }
     causing = Py_NewRef(cause == Py_None ? Py_None : SLOT(cause, s->d.receipt));
-    receipt = make_receipt(s, (PyTypeObject *)args[1], engine, topic, args[3], is_true(route, s->o.all_inline));
+    receipt = make_receipt(s, (PyTypeObject *)args[1], engine, topic, args[3], route);
     if (receipt == NULL || (cause != Py_None && note_cause(s, receipt, causing) < 0))
         goto finally;
     if (count == 9) {
@@ -1252,17 +1541,15 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         if (delivery == NULL)
             goto finally;
         PyTuple_SET_ITEM(deliveries, index, delivery);
-        if (is_a(SLOT(PyTuple_GET_ITEM(boxes, index), s->b.executor), s->Dispatcher)) {
-            if (!is_true(route, s->o.all_inline))
-                PyObject_GC_UnTrack(delivery);
-        }
-        else
-            dispatched = 0;
+        int is_pool = is_a(SLOT(PyTuple_GET_ITEM(boxes, index), s->b.executor), s->Dispatcher);
+        if (!is_pool)
+            PyObject_GC_Track(delivery);
+        dispatched = dispatched && is_pool;
     }
-    if (dispatched && (args[1] == s->Receipt || args[1] == s->AsyncReceipt) && !is_true(route, s->o.all_inline)) {
-        PyObject_GC_UnTrack(receipt);
+    if (!dispatched || !(args[1] == s->Receipt || args[1] == s->AsyncReceipt))
+        PyObject_GC_Track(receipt);
+    else
         PyObject_GC_UnTrack(deliveries);
-    }
     if (standing == size)
         counted = Py_NewRef(deliveries);
     else {
@@ -1285,7 +1572,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     if (SLOT(route, s->o.generation) != SLOT(registry, s->g.generation) &&
         number(route, s->o.generation) != number(registry, s->g.generation))
         result = Py_NewRef(Py_None);
-    else if (SLOT(monitor, s->m.busy) != Py_False || length(SLOT(monitor, s->m.deferred)) != 0 ||
+    else if (SLOT(monitor, s->m.busy) != Py_False || length(s, SLOT(monitor, s->m.deferred)) != 0 ||
              SLOT(engine, s->e.state) != s->zero)
         result = Py_NewRef(Py_None);
     else if (cause == Py_None ? SLOT(engine, s->e.epoch) != epoch
@@ -1296,8 +1583,8 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     if (result != NULL)
         goto finally; /* what was made is dropped, and another way taken */
     accepted = 1;
-    put(epoch, s->p.open, opened);
-    put(SLOT(route, s->o.tally), s->t.emits, emits);
+    put_count(epoch, s->p.open, opened, size);
+    put_count(SLOT(route, s->o.tally), s->t.emits, emits, 1);
     opened = emits = NULL;
     put_again(receipt, s->r._deliveries, counted);
     put_again(receipt, s->r._left, SLOT(route, s->o.counted));
@@ -1305,9 +1592,9 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     observers = NULL;
     /* End of section. */
     if (is_true(route, s->o.all_inline)) {
-        if (run_inline(s, engine, receipt, deliveries, epoch, cause) == 0)
+        if (run_inline(s, engine, receipt, deliveries, epoch, before) == 0)
             result = Py_NewRef(receipt);
-        if (result != NULL && length(SLOT(monitor, s->m.after)) > 0) {
+        if (result != NULL && length(s, SLOT(monitor, s->m.after)) > 0) {
             PyObject *nothing = PyObject_CallMethodNoArgs(monitor, s->n_flush);
             if (nothing == NULL)
                 Py_CLEAR(result);
@@ -1329,11 +1616,11 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
                 nothing = s->append(pending, delivery);
         }
         if (nothing != NULL) {
-            put(box, s->b.deliveries, given);
-            put(box, s->b.held, held);
+            put_count(box, s->b.deliveries, given, 1);
+            put_count(box, s->b.held, held, 1);
             /* Where as many calls run as may, the next one that ends sees to what is pending. */
             if (!idle && SLOT(box, s->b.queued) == Py_False &&
-                length(SLOT(box, s->b.running)) < number(box, s->b.concurrency))
+                length(s, SLOT(box, s->b.running)) < number(box, s->b.concurrency))
                 idle = !schedule(s, box, &sleeper, &loop);
             /* End of section. */
             Py_DECREF(nothing);
@@ -1379,6 +1666,7 @@ finally:
     Py_XDECREF(counted);
     Py_XDECREF(deliveries);
     Py_XDECREF(receipt);
+    Py_XDECREF(before);
     Py_XDECREF(cause);
     Py_XDECREF(causing);
     Py_XDECREF(epoch);
@@ -1616,6 +1904,7 @@ bind(PyObject *module, PyObject *names)
     LOOK_UP("Tally", TALLY, s->t)
     LOOK_UP("Epoch", EPOCH, s->p)
     LOOK_UP("Delivery", DELIVERY, s->d)
+    LOOK_UP("Holder", HOLDER, s->h)
     LOOK_UP("Receipt", RECEIPT, s->r)
     LOOK_UP("Mailbox", MAILBOX, s->b)
     LOOK_UP("HandlerSpec", SPEC, s->s)
@@ -1628,6 +1917,7 @@ bind(PyObject *module, PyObject *names)
     LOOK_UP("Emitter", WHOSE, s->emitter.executor)
     TAKE(Dispatcher, "Dispatcher")
     TAKE(Delivery, "Delivery")
+    TAKE(Holder, "Holder")
     TAKE(Receipt, "Receipt")
     TAKE(seam, "seam")
     TAKE(steps, "steps")
@@ -1647,10 +1937,13 @@ bind(PyObject *module, PyObject *names)
         (s->appendleft = function_of((PyTypeObject *)s->deque, "appendleft", METH_O)) == NULL ||
         (s->popleft = function_of((PyTypeObject *)s->deque, "popleft", METH_NOARGS)) == NULL)
         return NULL;
-    TAKE(monotonic, "monotonic")
-    TAKE(wall, "time")
+    TAKE(clocks[MONOTONIC].function, "monotonic")
+    TAKE(clocks[WALL_CLOCK].function, "time")
+    watch_seam(s);
     PyObject *seconds = PyDict_GetItemString(names, "SAMPLE_SECONDS");
     s->sample_seconds = seconds == NULL ? -1.0 : PyFloat_AsDouble(seconds);
+    if (find_mapping(s) < 0)
+        return NULL;
     if (s->sample_seconds <= 0.0) {
         PyErr_SetString(PyExc_KeyError, "SAMPLE_SECONDS");
         return NULL;
@@ -1756,8 +2049,10 @@ prepare(PyObject *module)
             return -1;
     s->zero = PyLong_FromLong(0);
     s->no_time = PyFloat_FromDouble(0.0);
-    s->n_monotonic = PyUnicode_InternFromString("monotonic");
-    s->n_wall_clock = PyUnicode_InternFromString("wall_clock");
+    s->clocks[MONOTONIC].name = PyUnicode_InternFromString("monotonic");
+    s->clocks[MONOTONIC].id = MONOTONIC_ID;
+    s->clocks[WALL_CLOCK].name = PyUnicode_InternFromString("wall_clock");
+    s->clocks[WALL_CLOCK].id = REALTIME_ID;
     s->n_as_event = PyUnicode_InternFromString("_as_event");
     s->n_follow_up = PyUnicode_InternFromString("follow_up");
     s->n_flush = PyUnicode_InternFromString("flush");
@@ -1775,6 +2070,8 @@ traverse(PyObject *module, visitproc visit, void *arg)
     State *s = PyModule_GetState(module);
 #define VISIT(name) Py_VISIT(s->name);
     HELD(VISIT)
+    for (int which = 0; which < CLOCKS; which++)
+        Py_VISIT(s->clocks[which].function);
     return 0;
 }
 
@@ -1783,6 +2080,9 @@ clear(PyObject *module)
 {
     State *s = PyModule_GetState(module);
     s->on = 0; /* whoever comes now is refused */
+    leave_seam(s);
+    for (int which = 0; which < CLOCKS; which++)
+        Py_CLEAR(s->clocks[which].function);
 #define CLEAR(name) Py_CLEAR(s->name);
     HELD(CLEAR)
     return 0;
@@ -1796,7 +2096,10 @@ release(void *module)
     for (int state = LINED; state <= SETTLED; state++)
         Py_CLEAR(s->states[state]);
     NAMES(CLEAR)
+    for (int which = 0; which < CLOCKS; which++)
+        Py_CLEAR(s->clocks[which].name);
     Py_CLEAR(s->ident);
+    Py_CLEAR(s->mapping);
 }
 
 static PyModuleDef_Slot slots[] = {

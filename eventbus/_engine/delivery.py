@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .receipt import Receipt
     from .waits import Waiter
 
-__all__ = ["LINED", "PENDING", "RUNNING", "SETTLED", "Delivery", "Epoch", "current", "running_here", "stack_of"]
+__all__ = ["LINED", "PENDING", "RUNNING", "SETTLED", "Delivery", "Epoch", "Holder", "current", "held", "running_here", "stack_of"]
 
 # The states of a delivery, in order: waits for space, is admitted, is claimed, is settled.
 LINED, PENDING, RUNNING, SETTLED = range(4)
@@ -121,14 +121,31 @@ class Delivery:
         return "an ended delivery" if box is None else f"{box.name} ({self.receipt._topic})"
 
 
+class Holder:
+    """Stands for a delivery in a context that serves several of them, one after another; the hot path in C makes these.
+
+    Whoever runs the handlers changes ``delivery``, while nobody else has that context or a copy of it.
+    """
+
+    __slots__ = ("delivery",)
+
+    delivery: Delivery
+
+
 # The delivery whose handler the running code belongs to, inherited by what that handler starts. Read and set only in
 # the context of the code itself, so no lock is needed on any build.
-current: ContextVar[Delivery | None] = ContextVar("eventbus_current", default=None)
+current: ContextVar[Delivery | Holder | None] = ContextVar("eventbus_current", default=None)
+
+
+def held() -> Delivery | None:
+    """The delivery whose handler the running code belongs to, if any; it may have ended."""
+    found = current.get()
+    return found.delivery if isinstance(found, Holder) else found
 
 
 def running_here(actor: Any) -> Delivery | None:
     """The delivery whose handler runs in this very thread or task, or None; it may be past its time-out."""
-    delivery = current.get()
+    delivery = held()
     # Its end lets go of the mailbox and the actor.
     if delivery is None or delivery.box is None:  # pyright: ignore[reportUnnecessaryComparison]
         return None

@@ -43,7 +43,7 @@ from .._values.topic import check_pattern, check_patterns, topic_models
 from . import hot, primitives
 from .call import TooLate, call_inline
 from .closing import CLOSED, CLOSING, OPEN
-from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, current, running_here
+from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, Holder, current, held, running_here
 from .dispatcher import Dispatcher, Worker
 from .inline import NOBODY, Emitter, begin_inline, end_inline, mend_inline, run_inline
 from .lane import Lane
@@ -183,7 +183,7 @@ class Engine:
         if propagate:
             receipt._propagate = True
         if cause is None:
-            cause = current.get()
+            cause = held()
         if cause is not None or follow or self.max_depth is not None:
             self._descend(receipt, cause, follow)
         route = self.registry.routes.get(topic)
@@ -1084,6 +1084,7 @@ class _KeysWanted(Exception):
 hot.bind(
     {
         "Delivery": Delivery,
+        "Holder": Holder,
         "Dispatcher": Dispatcher,
         "Emitter": Emitter,
         "Engine": Engine,
