@@ -272,6 +272,12 @@ class LoopExecutor(Executor):
     def suspend(self, slot: Slot) -> None:
         """In a step: the handler of the slot that claims waits for something."""
         slot.suspended = True
+        delivery = slot.delivery
+        if hot.track is not None and delivery is not None:
+            # Perhaps for something that never comes and that nobody else holds.
+            hot.track(delivery, delivery.receipt)
+            if delivery.box is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                delivery.box.show()
         self.yield_slot()
 
     def advance(
@@ -371,7 +377,14 @@ class LoopExecutor(Executor):
         self.computing = 1
         self.roused = False
         self.paused = True
+        self._show()
         self.engine.monitor.after.append(self._resume_later)
+
+    def _show(self) -> None:
+        """In a step: perhaps the loop never goes on, see Mailbox.show."""
+        for box in self.engine.all_boxes() if hot.track is not None else ():
+            if box.executor is self:
+                box.show()
 
     def halt(self, slot: Slot) -> None:
         """In a step, on the loop: a slot's task was cancelled while no handler ran in it."""
@@ -417,6 +430,7 @@ class LoopExecutor(Executor):
     def _end(self) -> None:
         """In a step: the loop is gone. Its handlers end; those that were registered without one wait for another."""
         self.gone = True
+        self._show()
         engine = self.engine
         if self in engine.executors:
             engine.executors.remove(self)
@@ -473,6 +487,7 @@ class LoopExecutor(Executor):
 
     def after_fork(self) -> None:
         self.gone = True
+        self._show()
         for box in self.engine.all_boxes():
             if box.executor is self:
                 box.attach(None)

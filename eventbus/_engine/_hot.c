@@ -34,7 +34,7 @@
 #define RECEIPT(X) X(_accepting) X(_context) X(_deliveries) X(_engine) X(_event) X(_follows) X(_headers) X(_left) \
     X(_lineage) X(_mark) X(_observers) X(_payload) X(_propagate) X(_seq) X(_timestamp) X(_topic) X(_uid) X(_waiters)
 #define MAILBOX(X) X(admits) X(bound) X(concurrency) X(counts) X(deliveries) X(engine) X(executor) X(flows) X(held) X(info) X(observer) \
-    X(pending) X(queued) X(running) X(spec)
+    X(pending) X(queued) X(running) X(spec) X(tracked)
 #define SPEC(X) X(convert) X(function) X(takes_event)
 #define WORKER(X) X(actor) X(blocked) X(cell) X(claims) X(delivery) X(executor)
 #define THREAD(X) X(sleeper)
@@ -400,8 +400,9 @@ in_step(State *s)
 }
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
-   delivery is pending for the dispatcher, a thread of it holds the bus, and while an inline one runs the emitter's stack
-   holds it, so nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
+   delivery is pending for the dispatcher, a thread of it holds the bus; while it is for a loop, so does what that is to
+   call next, until a handler suspends (LoopExecutor.suspend); while an inline one runs the emitter's stack does. So
+   nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
    and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
 static inline void
 track_one(PyObject *object)
@@ -411,12 +412,23 @@ track_one(PyObject *object)
         PyObject_GC_Track(object);
 }
 
+/* Whether what is pending in a mailbox is held by more than itself, see above. */
+static inline int
+is_kept(State *s, PyObject *box)
+{
+    PyObject *executor = SLOT(box, s->b.executor);
+    return is_a(executor, s->Dispatcher) ||
+           (is_a(executor, s->LoopExecutor) && SLOT(executor, s->l.paused) == Py_False && SLOT(executor, s->l.gone) == Py_False);
+}
+
 static void
 track_both(State *s, PyObject *delivery, PyObject *receipt)
 {
     track_one(delivery);
-    track_one(receipt);
-    track_one(SLOT(receipt, s->r._deliveries));
+    if (receipt != Py_None) { /* it is let go of when it is settled */
+        track_one(receipt);
+        track_one(SLOT(receipt, s->r._deliveries));
+    }
 }
 
 /* track(delivery, receipt), track(receipt): they may be part of a cycle from here on. */
@@ -739,7 +751,7 @@ argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyO
     }
     if (value == NULL || convert == Py_None)
         return value;
-    if (convert == s->to_plain && is_plain(s, value))
+    if (convert == s->to_plain && value != Py_None && is_plain(s, value)) /* None becomes a dictionary */
         return value;
     PyObject *converted = PyObject_CallOneArg(convert, value);
     Py_DECREF(value);
@@ -1508,7 +1520,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     PyObject *boxes = SLOT(route, s->o.boxes);
     Py_ssize_t size = PyTuple_GET_SIZE(boxes);
     Py_ssize_t standing = number(route, s->o.counted);
-    int accepted = 0, dispatched = 1;
+    int accepted = 0, kept = 1;
     if (PyContextVar_Get(s->current, NULL, &before) < 0)
         goto finally;
     cause = Py_NewRef(held_by(s, before));
@@ -1541,12 +1553,12 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         if (delivery == NULL)
             goto finally;
         PyTuple_SET_ITEM(deliveries, index, delivery);
-        int is_pool = is_a(SLOT(PyTuple_GET_ITEM(boxes, index), s->b.executor), s->Dispatcher);
-        if (!is_pool)
+        if (!is_kept(s, PyTuple_GET_ITEM(boxes, index))) {
             PyObject_GC_Track(delivery);
-        dispatched = dispatched && is_pool;
+            kept = 0;
+        }
     }
-    if (!dispatched || !(args[1] == s->Receipt || args[1] == s->AsyncReceipt))
+    if (!kept || !(args[1] == s->Receipt || args[1] == s->AsyncReceipt))
         PyObject_GC_Track(receipt);
     else
         PyObject_GC_UnTrack(deliveries);
@@ -1618,6 +1630,12 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         if (nothing != NULL) {
             put_count(box, s->b.deliveries, given, 1);
             put_count(box, s->b.held, held, 1);
+            if (is_true(box, s->b.tracked)) {
+                if (Py_SIZE(SLOT(box, s->b.pending)) > 1 || length(s, SLOT(box, s->b.running)) != 0)
+                    track_both(s, delivery, receipt);
+                else
+                    put_again(box, s->b.tracked, Py_False); /* whoever was suspended has ended */
+            }
             /* Where as many calls run as may, the next one that ends sees to what is pending. */
             if (!idle && SLOT(box, s->b.queued) == Py_False &&
                 length(s, SLOT(box, s->b.running)) < number(box, s->b.concurrency))
@@ -1627,6 +1645,8 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
             continue;
         }
         /* It asks for a step; the others need not wait for that. */
+        if (!is_a(SLOT(box, s->b.executor), s->Dispatcher))
+            track_both(s, delivery, receipt);
         Py_XDECREF(given);
         Py_XDECREF(held);
         PyErr_Clear();

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from .receipt import Receipt
     from .waits import Waiter
 
-__all__ = ["LINED", "PENDING", "RUNNING", "SETTLED", "Delivery", "Epoch", "Holder", "current", "held", "running_here", "stack_of"]
+__all__ = [
+    "LINED",
+    "PENDING",
+    "RUNNING",
+    "SETTLED",
+    "Delivery",
+    "Epoch",
+    "Holder",
+    "current",
+    "held",
+    "running_here",
+    "stack_of",
+]
 
 # The states of a delivery, in order: waits for space, is admitted, is claimed, is settled.
 LINED, PENDING, RUNNING, SETTLED = range(4)

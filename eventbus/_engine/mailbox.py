@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._errors import MailboxFullError
 from .._values.stats import Status, SubscriptionStats, summary
-from . import primitives
+from . import hot, primitives
 from .delivery import LINED, PENDING, RUNNING, SETTLED
 from .latency import Histogram
 from .reporting import report_later
@@ -89,6 +89,7 @@ class Mailbox:
         "spec",
         "state",
         "timeout",
+        "tracked",  # what is pending is no longer hidden from the garbage collector, see ``show``
         "waiters",  # waits for calls to end; None until needed
     )
 
@@ -121,6 +122,7 @@ class Mailbox:
         self.queued = False
         self.slow = False
         self.plain = False
+        self.tracked = False
         self.pending: deque[Delivery] = _NOTHING
         self.line: deque[Delivery] | None = None
         self.running: Sequence[Delivery] = ()  # replaced, never changed; but for the cell of a worker, see ``turn``
@@ -158,6 +160,13 @@ class Mailbox:
                 for delivery in self.queue():
                     self.lane.join(delivery)
             self.schedule()
+
+    def show(self) -> None:
+        """In a step: nobody else may hold what is pending from here on, so the collector is to know of it."""
+        if hot.track is not None and not self.tracked:
+            self.tracked = True
+            for delivery in self.queue():
+                hot.track(delivery, delivery.receipt)
 
     def review(self) -> None:
         """In a step that changed what they depend on: may emits and workers do without the lock?"""
