@@ -24,9 +24,6 @@ from ._errors import TopicError as TopicError
 from ._errors import TopicTypeError as TopicTypeError
 from ._errors import UnexpectedEventError as UnexpectedEventError
 from ._later import later as _later
-from ._scope import Scope as Scope
-from ._scope import handles as handles
-from ._stream import Stream as Stream
 from ._values.event import Event as Event
 from ._values.stats import BusStats as BusStats
 from ._values.stats import CloseReport as CloseReport
@@ -39,11 +36,14 @@ from ._values.stats import SubscriptionStats as SubscriptionStats
 from ._values.topic import Topic as Topic
 
 if _typing.TYPE_CHECKING:
+    from ._scope import Scope as Scope
+    from ._scope import handles as handles
     from ._services.group import ServiceGroup as ServiceGroup
     from ._services.payload import ServiceStatusPayload as ServiceStatusPayload
     from ._services.service import BaseService as BaseService
     from ._services.status import Restart as Restart
     from ._services.status import ServiceStatus as ServiceStatus
+    from ._stream import Stream as Stream
     from ._testing.synchronizer import EventSynchronizer as EventSynchronizer
     from ._testing.synchronizer import RecordedEvents as RecordedEvents
 else:  # or type checkers would take any name for one of ours
@@ -54,9 +54,12 @@ else:  # or type checkers would take any name for one of ours
             "EventSynchronizer": "._testing.synchronizer",
             "RecordedEvents": "._testing.synchronizer",
             "Restart": "._services.status",
+            "Scope": "._scope",
             "ServiceGroup": "._services.group",
             "ServiceStatus": "._services.status",
             "ServiceStatusPayload": "._services.payload",
+            "Stream": "._stream",
+            "handles": "._scope",
         },
     )
     __all__ = [each for each in __dir__() if each[0].isalpha()]  # pytest puts in "@py_builtins"

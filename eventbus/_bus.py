@@ -1,4 +1,7 @@
-"""The bus for threads: signatures, documentation and argument checks over the engine."""
+"""The bus for threads: signatures, documentation and argument checks over the engine.
+
+What not every program uses is imported by the method that needs it: importing the bus is to cost little.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from ._engine import hot, primitives
-from ._engine.buffer import Filler, StreamMailbox
 from ._engine.closing import CLOSED, OPEN, close, refuse_close_on_loop
 from ._engine.draining import drain
 from ._engine.engine import Engine
@@ -23,8 +25,6 @@ from ._errors import (
     OptionTypeError,
     TopicError,
 )
-from ._scope import Scope, methods_to_register
-from ._stream import Stream
 from ._values.handler import same_handler
 from ._values.options import check_bus_options, check_count, check_timeout
 from ._values.stats import Status
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from typing import Self, TypedDict, Unpack
 
     from ._engine.mailbox import Mailbox
+    from ._scope import Scope
+    from ._stream import Stream
     from ._values.event import Event
     from ._values.options import Overflow
     from ._values.stats import BusStats, CloseReport, HandlerError
@@ -124,14 +126,13 @@ class EventBus:
         ['hello world']
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_engine", "_filler")
+    __slots__ = ("__dict__", "__weakref__", "_engine")
 
     def __init__(self, name: str = "eventbus", **options: Unpack[BusArguments]) -> None:
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionTypeError(f"a bus's name must be a string, not {name!r}")
         bus_options, defaults = check_bus_options(**options)
         self._engine = Engine(name, bus_options, defaults)
-        self._filler = Filler(self._engine)
 
     @property
     def name(self) -> str:
@@ -210,6 +211,8 @@ class EventBus:
             HandlerTypeError: Nothing of it is marked, or a marked method cannot be a handler.
             OptionError, BusClosedError: As for :meth:`on`.
         """
+        from ._scope import methods_to_register
+
         marked = methods_to_register(obj)
         scope = self.scope()
         try:
@@ -222,6 +225,8 @@ class EventBus:
 
     def scope(self) -> Scope:
         """A context manager through which to register; at its end all of that ends, waiting for running calls."""
+        from ._scope import Scope
+
         return Scope(self)
 
     def stream(
@@ -247,13 +252,17 @@ class EventBus:
         Raises:
             TopicError, OptionError, BusClosedError: As for :meth:`on`.
         """
+        from ._stream import Stream
+
         given = stream_options(max_pending, overflow, block_timeout, max_waiting, name)
         return Stream(self._open_stream(Subscription, topic, given))
 
     def _open_stream(self, make: Callable[[Mailbox], Any], topic: Any, given: dict[str, Any]) -> Any:
+        from ._engine.buffer import Filler, StreamMailbox
+
         engine = self._engine
         patterns, spec, options = engine.prepare(topic, _stream_handler, given)
-        subscription = engine.register(make, patterns, spec, options, self._filler, kind=StreamMailbox)
+        subscription = engine.register(make, patterns, spec, options, Filler(engine), kind=StreamMailbox)
         box = cast("StreamMailbox", subscription._box)
         box.closer = lambda: engine.look(box.wake_readers)
         return subscription

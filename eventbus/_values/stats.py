@@ -1,16 +1,17 @@
 """What is told about deliveries: outcomes, errors, statistics, the report of a close. Frozen dataclasses.
 
-What they compare, hash and show by is written once, in :class:`Record`: generated for each, it took most of what
-importing this module did.
+What they are made, compared, hashed and shown by is written once, in :class:`Record`: generated for each, it took most
+of what importing this module did.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from enum import StrEnum
+from inspect import Parameter, Signature
 from reprlib import recursive_repr
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,11 +42,46 @@ class Status(StrEnum):
     REJECTED = "rejected"
 
 
+class _Signature:
+    """What a record is made of, as ``help()`` shows it: made when it is asked for."""
+
+    def __get__(self, record: object, kind: Any) -> Signature:
+        return Signature(
+            [
+                Parameter(
+                    each.name,
+                    Parameter.POSITIONAL_OR_KEYWORD,
+                    default=Parameter.empty if each.default is MISSING else each.default,
+                    annotation=each.type,
+                )
+                for each in fields(kind)
+            ]
+        )
+
+
 class Record:
-    """What the dataclasses of this module share: equality by value, and a representation that names each field."""
+    """What the dataclasses of this module share: they are frozen, equal by value, and shown with each field's name."""
 
     __slots__ = ()
     __match_args__: ClassVar[tuple[str, ...]] = ()  # a dataclass has its fields here
+    __signature__ = _Signature()
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        if named or len(values) != len(self.__match_args__):
+            given = self.__signature__.bind(*values, **named)
+            given.apply_defaults()
+            values = given.args
+        for name, value in zip(self.__match_args__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._values()
 
     def _values(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__match_args__)
@@ -74,7 +110,18 @@ class Figures(Record):
         return {name: _plain(getattr(self, name)) for name in self.__match_args__}
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+T = TypeVar("T", bound=type[Record])
+
+
+@dataclass_transform(frozen_default=True)
+def _record(kind: T) -> T:
+    """A frozen dataclass whose methods are those of Record."""
+    made: Any = dataclass(slots=True, init=False, repr=False, eq=False)(kind)
+    made.__dataclass_params__.frozen = True
+    return made  # type: ignore[no-any-return]
+
+
+@_record
 class Outcome(Record):
     """What became of one delivery.
 
@@ -97,7 +144,7 @@ class Outcome(Record):
     topic: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_record
 class HandlerError(Record):
     """What ``on_error``, the log and ``bus/error`` are told about a failed, timed-out or rejected delivery.
 
@@ -114,7 +161,7 @@ class HandlerError(Record):
     where: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_record
 class CloseReport(Figures):
     """What ``close()`` could not finish.
 
@@ -127,7 +174,7 @@ class CloseReport(Figures):
     stuck: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_record
 class Latency(Figures):
     """A distribution of seconds, sampled: quantiles are exact to about 5 %.
 
@@ -144,7 +191,7 @@ class Latency(Figures):
     max: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_record
 class SubscriptionStats(Figures):
     """Exact counts: at every quiet moment ``deliveries`` is the sum of the six outcomes, ``pending`` and ``running``.
 
@@ -178,7 +225,7 @@ def summary(sums: Sequence[int], pending: int, running: int, wait: Latency, run:
     )
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_record
 class PoolStats(Figures):
     """The dispatcher's threads.
 
@@ -199,7 +246,7 @@ class PoolStats(Figures):
     ready: int = 0
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_record
 class BusStats(Figures):
     """A picture of the whole bus, taken at one instant.
 
@@ -218,7 +265,8 @@ class BusStats(Figures):
     topics: Mapping[str, int]
     pool: PoolStats
 
-    def __post_init__(self) -> None:
+    def __init__(self, *values: Any, **named: Any) -> None:
+        Record.__init__(self, *values, **named)
         object.__setattr__(self, "subscriptions", MappingProxyType(dict(self.subscriptions)))
         object.__setattr__(self, "topics", MappingProxyType(dict(self.topics)))
 
