@@ -1085,6 +1085,7 @@ hot.bind(
     {
         "Delivery": Delivery,
         "Holder": Holder,
+        "Sleeper": primitives.Sleeper,
         "Dispatcher": Dispatcher,
         "Emitter": Emitter,
         "Engine": Engine,
