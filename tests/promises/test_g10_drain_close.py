@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import os
 import re
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -19,6 +15,7 @@ from typing import Any
 
 import pytest
 from kit import BOUND, Gate, Log, Team, dies, settled, sleeps, soon, threads_of
+from kit_process import SAY, begin, kill
 
 from eventbus import BusClosedError, CloseReport, EventBus, EventTimeoutError, Receipt, Status
 from eventbus._engine import dispatcher, primitives, timer
@@ -758,28 +755,17 @@ import atexit, logging, sys, threading, time
 from eventbus import *
 logging.basicConfig(format="LOG %(message)s")
 
-def say(*what):
-    sys.stdout.write(" ".join(map(str, what)) + "\\n")  # in one go: several threads do
-    sys.stdout.flush()
-
 def stuck(payload):
     say("stuck")
     threading.Event().wait(60)
 """
+PRELUDE += SAY
 
 
 def program(text: str, code: int = 0, within: float = 15.0) -> tuple[str, float]:
     """Run a program that prints "end" as its last line of code; its output, and how long the exit took after that."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-X", "faulthandler", "-c", PRELUDE + textwrap.dedent(text) + '\nsay("end")\n'],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
-    killer = threading.Timer(within, os.killpg, (process.pid, signal.SIGKILL))
+    process = begin(textwrap.dedent(text) + '\nsay("end")\n', PRELUDE)
+    killer = threading.Timer(within, kill, (process,))
     killer.start()
     output = []
     ended = None
