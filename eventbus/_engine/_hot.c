@@ -522,7 +522,9 @@ held_by(State *s, PyObject *value)
 }
 
 /* A context that handlers run in, one after another, as long as each leaves it as it was. From the second on its variable
-   has a holder, in which the delivery is changed as long as nobody has copied the context meanwhile. */
+   has a holder, in which the delivery is changed as long as nobody has copied the context meanwhile. A copy in which
+   something was set since has a mapping of its own, that shares nodes with this one; so the holder has to stand in the
+   root, of which each mapping has its own: its references then tell in how many it is. */
 typedef struct {
     PyObject *context; /* NULL: there is none */
     PyObject *copied;  /* the emitter's, of which it is a copy */
@@ -539,6 +541,35 @@ leave_context(Own *own)
     Py_CLEAR(own->holder);
 }
 
+static int
+note_same(PyObject *found, void *into)
+{
+    void **both = into;
+    if (found == both[0])
+        both[1] = found;
+    return 0;
+}
+
+static int
+note_root(PyObject *found, void *into)
+{
+    *(PyObject **)into = found;
+    return 0;
+}
+
+/* Whether a mapping has an object in its root, not in a node below it. */
+static int
+is_in_root(PyObject *mapping, PyObject *object)
+{
+    PyObject *root = NULL;
+    void *both[2] = {object, NULL};
+    if (mapping != NULL && Py_TYPE(mapping)->tp_traverse != NULL)
+        Py_TYPE(mapping)->tp_traverse(mapping, note_root, &root);
+    if (root != NULL && Py_TYPE(root)->tp_traverse != NULL)
+        Py_TYPE(root)->tp_traverse(root, note_same, both);
+    return both[1] != NULL;
+}
+
 /* Make a delivery the current one in this thread's context, by a holder if another may follow. */
 static int
 set_current(State *s, Own *own, PyObject *delivery, int by_holder)
@@ -551,7 +582,7 @@ set_current(State *s, Own *own, PyObject *delivery, int by_holder)
     PyObject *token = value == NULL ? NULL : PyContextVar_Set(s->current, value);
     if (token != NULL) {
         Py_XSETREF(own->mapping, Py_XNewRef(mapping_of(s, PyThreadState_Get()->context)));
-        Py_XSETREF(own->holder, by_holder ? Py_NewRef(value) : NULL);
+        Py_XSETREF(own->holder, by_holder && is_in_root(own->mapping, value) ? Py_NewRef(value) : NULL);
     }
     Py_XDECREF(value);
     Py_XDECREF(token);
@@ -563,7 +594,8 @@ static int
 is_unchanged(State *s, Own *own, PyObject *context)
 {
     int unchanged = own->mapping != NULL && mapping_of(s, context) == own->mapping;
-    if (!unchanged || Py_REFCNT(own->mapping) != 2) /* the context's and this one */
+    if (!unchanged || Py_REFCNT(own->mapping) != 2 || /* the context's and this one */
+        (own->holder != NULL && Py_REFCNT(own->holder) != 2)) /* the mapping's and this one */
         Py_CLEAR(own->holder);
     return unchanged;
 }
@@ -579,13 +611,13 @@ enter_context(State *s, Own *own, PyObject *emitters, PyObject *delivery)
     if (!again && (own->context = PyContext_Copy(emitters)) == NULL)
         return -1;
     Py_XSETREF(own->copied, Py_NewRef(emitters));
+    if (own->holder != NULL) /* not within: what the last handler returned may end here, and be a user's */
+        put_again(own->holder, s->h.delivery, delivery);
     if (PyContext_Enter(own->context) < 0) {
         leave_context(own);
         return -1;
     }
-    if (own->holder != NULL)
-        put_again(own->holder, s->h.delivery, delivery);
-    else if (set_current(s, own, delivery, again) < 0) {
+    if (own->holder == NULL && set_current(s, own, delivery, again) < 0) {
         PyObject *error = take_error();
         if (PyContext_Exit(own->context) < 0)
             PyErr_Clear();

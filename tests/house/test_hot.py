@@ -33,7 +33,7 @@ import eventbus
 from eventbus import BusClosedError, Event, EventBus, NoHandlerError, Status
 from eventbus._engine import dispatcher, hot, inline, mailbox
 from eventbus._engine.closing import CLOSED
-from eventbus._engine.delivery import Delivery, current
+from eventbus._engine.delivery import Delivery, current, held
 from eventbus._engine.engine import Engine
 from eventbus._engine.receipt import Receipt
 from eventbus_async import AsyncEventBus
@@ -43,6 +43,7 @@ from eventbus_async._runner import LoopExecutor, Slot
 needs_c = pytest.mark.skipif(hot.module is None, reason="the hot path in C is not built, or EVENTBUS_PURE is set")
 BUILT = Path(hot.__file__).parent / f"_hot{sysconfig.get_config_var('EXT_SUFFIX')}"
 ROUNDS = 1000
+variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable of the tests of the hot path")
 
 
 class Model(BaseModel):
@@ -882,6 +883,186 @@ def test_a_settled_inline_delivery_holds_none_that_it_ran_in() -> None:
         gc.collect()
         assert [dies(thing) for thing in things] == [True] * 3
         assert [receipt.results() for receipt in inner] == [[1]] * 3
+
+
+# Contexts that serve several handlers
+
+
+def copied() -> contextvars.Context:
+    return contextvars.copy_context()
+
+
+def copied_and_changed() -> contextvars.Context:
+    """It shares with the handler's context all but what is set here."""
+    context = contextvars.copy_context()
+    context.run(variable.set, "changed in the copy")
+    return context
+
+
+def changed_and_copied() -> contextvars.Context:
+    variable.set("changed by the handler")
+    return contextvars.copy_context()
+
+
+COPIES = pytest.mark.parametrize("copy", [copied, copied_and_changed, changed_and_copied])
+MANY = [contextvars.ContextVar[int](f"one of many {number}") for number in range(40)]  # more than a root has room for
+
+
+@pytest.mark.parametrize("others", [0, 1, 15, 40])
+@COPIES
+def test_a_copied_context_keeps_its_own_delivery(
+    path: bool, copy: Callable[[], contextvars.Context], others: int
+) -> None:
+    """G19: what runs in it later is caused by the event for which it was copied, and by no other."""
+    copies: list[contextvars.Context] = []
+    parents: list[Any] = []
+    ids: list[str] = []
+
+    def handler(event: Event) -> None:
+        assert variable.get(None) is None  # G14
+        copies.append(copy())
+        ids.append(event.id)
+
+    def child(event: Event) -> None:
+        parents.append(event.parent_id)
+
+    def run() -> None:
+        for each in MANY[:others]:
+            each.set(1)
+        with EventBus() as bus, Gate() as gate:
+            bus.on("topic", gate)
+            bus.on("topic", handler)
+            bus.on("child", child)
+            for _ in range(20):
+                bus.emit("topic")
+            gate.open()
+            bus.drain(BOUND)
+            assert len(copies) == 20
+            for each in copies:
+                each.run(bus.emit, "child")
+            bus.drain(BOUND)
+        assert parents == ids
+
+    contextvars.copy_context().run(run)
+
+
+@COPIES
+def test_a_context_copied_in_an_inline_handler_keeps_its_own_delivery(
+    path: bool, copy: Callable[[], contextvars.Context]
+) -> None:
+    """G19: each of an emit's inline handlers is told apart by what it ran for."""
+    copies: list[contextvars.Context] = []
+
+    def handler(payload: Any) -> None:
+        copies.append(copy())
+
+    def run() -> None:
+        with EventBus() as bus:
+            for _ in range(4):
+                bus.on("topic", handler, inline=True)
+            for _ in range(5):
+                bus.emit("topic")
+            deliveries = [each.run(held) for each in copies]
+            assert current.get() is None
+            assert len(copies) == len({id(each) for each in deliveries}) == 20
+
+    contextvars.copy_context().run(run)
+
+
+@COPIES
+def test_a_context_copied_in_a_coroutine_handler_keeps_its_own_delivery(
+    path: bool, copy: Callable[[], contextvars.Context]
+) -> None:
+    """G19, on a loop."""
+    copies: list[contextvars.Context] = []
+    parents: list[Any] = []
+    ids: list[str] = []
+
+    async def handler(event: Event) -> None:
+        assert variable.get(None) is None
+        copies.append(copy())
+        ids.append(event.id)
+
+    async def child(event: Event) -> None:
+        parents.append(event.parent_id)
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            bus.on("topic", handler)
+            bus.on("child", child)
+            for _ in range(20):
+                bus.emit("topic")
+            await bus.drain(BOUND)
+            for each in copies:
+                await each.run(bus.emit, "child")
+
+    asyncio.run(main())
+    assert len(ids) == 20
+    assert parents == ids
+
+
+def test_a_thread_of_a_handlers_that_sets_a_variable_keeps_its_parent(path: bool) -> None:
+    """G19: as a pool of threads does it that takes contexts along."""
+    parents: list[tuple[Any, Any]] = []
+    ids: list[str] = []
+    ended = threading.Event()
+
+    def work(number: int, begun: threading.Event) -> None:
+        variable.set(number)
+        begun.set()
+        assert ended.wait(BOUND)
+        bus.emit("child", number)
+
+    def handler(event: Event) -> None:
+        begun = threading.Event()
+        threads.append(
+            threading.Thread(target=contextvars.copy_context().run, args=(work, len(ids), begun), daemon=True)
+        )
+        threads[-1].start()
+        assert begun.wait(BOUND)
+        ids.append(event.id)
+
+    def child(event: Event) -> None:
+        parents.append((event.payload, event.parent_id))
+
+    threads: list[threading.Thread] = []
+    with EventBus() as bus:
+        bus.on("topic", handler)
+        bus.on("child", child)
+        receipts = [bus.emit("topic") for _ in range(6)]
+        for receipt in receipts:
+            receipt.wait(BOUND)
+        ended.set()
+        for each in threads:
+            each.join(BOUND)
+        bus.drain(BOUND)
+    assert sorted(parents) == list(enumerate(ids))
+
+
+def test_a_token_is_of_no_use_to_the_next_handler(path: bool) -> None:
+    """G14: each has a context of its own, whoever keeps a token of it."""
+    tokens: list[contextvars.Token[Any]] = []
+    refused: list[int] = []
+
+    def handler(number: int) -> None:
+        assert variable.get(None) is None
+        for token in tokens:
+            try:
+                variable.reset(token)
+            except ValueError:
+                refused.append(number)
+        tokens[:] = [variable.set(number)]
+        if number % 2:
+            variable.reset(tokens.pop())
+
+    with EventBus() as bus, Gate() as gate:
+        bus.on("topic", gate)
+        bus.on("topic", handler)
+        receipts = [bus.emit("topic", number) for number in range(10)]
+        gate.open()
+        for receipt in receipts:
+            receipt.wait(BOUND).raise_for_errors()
+    assert refused == [1, 3, 5, 7, 9]
 
 
 # The same outcomes
