@@ -286,6 +286,7 @@ leave_seam(State *s)
     if (s->watched && (PyDict_Unwatch(s->watcher, s->seam) < 0 || PyDict_ClearWatcher(s->watcher) < 0))
         PyErr_Clear();
     s->watched = 0;
+    memset(s->seen, 0, sizeof(s->seen));
 #endif
 }
 
@@ -401,7 +402,8 @@ in_step(State *s)
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
    delivery is pending for the dispatcher, a thread of it holds the bus; while it is for a loop, so does what that is to
-   call next, until a handler suspends (LoopExecutor.suspend); while an inline one runs the emitter's stack does. So
+   call next, until a handler suspends (LoopExecutor.suspend) or it stands still (_before_collection in _runner.py);
+   while an inline one runs the emitter's stack does. So
    nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
    and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
 static inline void
@@ -528,8 +530,9 @@ held_by(State *s, PyObject *value)
 typedef struct {
     PyObject *context; /* NULL: there is none */
     PyObject *copied;  /* the emitter's, of which it is a copy */
-    PyObject *mapping; /* what it held while the last handler ran; NULL if that has changed it */
-    PyObject *holder;  /* NULL: what it holds now has none, or somebody has a copy */
+    PyObject *mapping; /* what it held when the last handler began */
+    PyObject *holder;  /* NULL: there is none, or somebody has a copy */
+    int holds;         /* whether the next has a holder: 0, it is the first; 1; -1, they do not leave it as it was */
 } Own;
 
 static void
@@ -574,6 +577,9 @@ is_in_root(PyObject *mapping, PyObject *object)
 static int
 set_current(State *s, Own *own, PyObject *delivery, int by_holder)
 {
+#if PY_VERSION_HEX < 0x030C0000
+    int collects = PyGC_Disable(); /* or what a finalizer sets meanwhile would be taken for the emitter's */
+#endif
     PyObject *value = by_holder ? allocate((PyTypeObject *)s->Holder) : Py_NewRef(delivery);
     if (value != NULL && by_holder) {
         SLOT(value, s->h.delivery) = Py_NewRef(delivery);
@@ -586,6 +592,10 @@ set_current(State *s, Own *own, PyObject *delivery, int by_holder)
     }
     Py_XDECREF(value);
     Py_XDECREF(token);
+#if PY_VERSION_HEX < 0x030C0000
+    if (collects)
+        PyGC_Enable();
+#endif
     return token == NULL ? -1 : 0;
 }
 
@@ -601,23 +611,24 @@ is_unchanged(State *s, Own *own, PyObject *context)
 }
 
 /* Enter a context that holds what an emitter's does, and the delivery as the current one; -1 with an exception, and then
-   it is left. */
+   it is left. What the last handler has returned may end here, and be a user's: before the context is entered. */
 static int
 enter_context(State *s, Own *own, PyObject *emitters, PyObject *delivery)
 {
-    if (own->context != NULL && emitters != own->copied && mapping_of(s, emitters) != mapping_of(s, own->copied))
+    if (own->context != NULL && emitters != own->copied && mapping_of(s, emitters) != mapping_of(s, own->copied)) {
         leave_context(own);
-    int again = own->context != NULL;
-    if (!again && (own->context = PyContext_Copy(emitters)) == NULL)
+        own->holds = 0;
+    }
+    if (own->context == NULL && (own->context = PyContext_Copy(emitters)) == NULL)
         return -1;
     Py_XSETREF(own->copied, Py_NewRef(emitters));
-    if (own->holder != NULL) /* not within: what the last handler returned may end here, and be a user's */
+    if (own->holder != NULL)
         put_again(own->holder, s->h.delivery, delivery);
     if (PyContext_Enter(own->context) < 0) {
         leave_context(own);
         return -1;
     }
-    if (own->holder == NULL && set_current(s, own, delivery, again) < 0) {
+    if (own->holder == NULL && set_current(s, own, delivery, own->holds > 0) < 0) {
         PyObject *error = take_error();
         if (PyContext_Exit(own->context) < 0)
             PyErr_Clear();
@@ -633,7 +644,10 @@ exit_context(State *s, Own *own)
 {
     if (PyContext_Exit(own->context) < 0)
         PyErr_Clear();
-    if (!is_unchanged(s, own, own->context) || Py_REFCNT(own->context) != 1)
+    int unchanged = is_unchanged(s, own, own->context) && Py_REFCNT(own->context) == 1;
+    if (own->holder == NULL)
+        own->holds = own->holds == 0 ? 1 : -1;
+    if (!unchanged || own->holder == NULL)
         leave_context(own);
 }
 
@@ -808,7 +822,7 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *convert = Py_NewRef(SLOT(spec, s->s.convert));
     int takes_event = is_true(spec, s->s.takes_event);
     PyObject *result = NULL;
-    Own own = {NULL, NULL, NULL, NULL};
+    Own own = {NULL, NULL, NULL, NULL, 0};
     double started = read_clock(s, MONOTONIC);
     if (failed_at(started))
         goto finally;
@@ -974,7 +988,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
 {
     PyObject *executor = SLOT(slot, s->slot.executor), *task = SLOT(slot, s->sl.task);
     PyObject *result = NULL;
-    Own own = {NULL, NULL, NULL, NULL};
+    Own own = {NULL, NULL, NULL, NULL, 0};
     double started = read_clock(s, MONOTONIC), spent = 0.0;
     if (failed_at(started))
         goto finally;
@@ -1450,7 +1464,7 @@ static int
 run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *before)
 {
     PyObject *cause = held_by(s, before);
-    Own own = {NULL, NULL, NULL, NULL};
+    Own own = {NULL, NULL, NULL, NULL, 0};
     unsigned long ident = PyThread_get_thread_ident();
     PyObject *outer = NULL;
     if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
@@ -1971,6 +1985,7 @@ bind(PyObject *module, PyObject *names)
     TAKE(Delivery, "Delivery")
     TAKE(Holder, "Holder")
     TAKE(Receipt, "Receipt")
+    leave_seam(s); /* it may be another one now */
     TAKE(seam, "seam")
     TAKE(steps, "steps")
     TAKE(current, "current")

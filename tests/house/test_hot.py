@@ -1065,6 +1065,28 @@ def test_a_token_is_of_no_use_to_the_next_handler(path: bool) -> None:
     assert refused == [1, 3, 5, 7, 9]
 
 
+def test_what_a_returned_value_does_at_its_end_is_no_later_handlers(path: bool) -> None:
+    """G14: where a receipt was dropped, what its handler has returned ends before the next handler begins."""
+    seen: list[Any] = []
+
+    class Ending:
+        def __del__(self) -> None:
+            variable.set("set by a finalizer")
+
+    def handler(number: int) -> dict[str, Ending]:
+        seen.append(variable.get(None))
+        return {"ends": Ending()}
+
+    with EventBus() as bus, Gate() as gate:
+        bus.on("topic", gate)
+        bus.on("topic", handler)
+        for number in range(10):
+            bus.emit("topic", number)
+        gate.open()
+        bus.drain(BOUND)
+    assert seen == [None] * 10
+
+
 # The same outcomes
 
 
