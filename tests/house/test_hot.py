@@ -31,7 +31,7 @@ from pydantic import BaseModel
 
 import eventbus
 from eventbus import BusClosedError, Event, EventBus, NoHandlerError, Status
-from eventbus._engine import dispatcher, hot, inline, mailbox
+from eventbus._engine import dispatcher, hot, inline, mailbox, primitives
 from eventbus._engine.closing import CLOSED
 from eventbus._engine.delivery import Delivery, current, held
 from eventbus._engine.engine import Engine
@@ -1085,6 +1085,124 @@ def test_what_a_returned_value_does_at_its_end_is_no_later_handlers(path: bool) 
         gate.open()
         bus.drain(BOUND)
     assert seen == [None] * 10
+
+
+# Counters that are counted where they are
+
+
+def test_counters_beyond_the_shared_numbers_are_right(path: bool) -> None:
+    """And what was read of one stays as it was read."""
+    many = 3000
+    read: list[tuple[list[int], str]] = []
+    with EventBus(max_pending=None) as bus, Gate() as gate:
+        subscription = bus.on("topic", gate)
+        box: Any = subscription._box
+        bus.emit("topic")
+        gate.entered()
+        epoch: Any = bus._engine.epoch
+
+        def look() -> None:
+            found = [box.held, box.deliveries, epoch.open, *box.counts, bus._engine.registry.routes["topic"].tally.emits]
+            read.append((found, str(found)))
+
+        for number in range(many):
+            bus.emit("topic")
+            assert (box.held, box.deliveries, epoch.open) == (number + 1, number + 2, number + 2)
+            if number % 7 == 0:
+                look()
+        stats = bus.stats()
+        shown = repr(stats)
+        gate.open()
+        while epoch.open:
+            look()
+        bus.drain(BOUND)
+        totals = bus.stats().totals
+        assert (totals.deliveries, totals.delivered, totals.pending) == (many + 1, many + 1, 0)
+        assert bus.stats().topics["topic"] == many + 1
+        assert box.held == 0
+        assert [str(found) for found, _ in read] == [text for _, text in read]
+        assert repr(stats) == shown
+    assert [1023 + 2, 1500 + 1500] == [int("1025"), int("3000")]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_an_event_of_thousands_of_deliveries(path: bool, inline: bool) -> None:
+    """What its receipt counts down is the receipt's alone."""
+    many = 1500
+    with EventBus() as bus:
+        for _ in range(many):
+            bus.on("topic", same, inline=inline)
+        for _ in range(3):
+            receipt = bus.emit("topic", 1)
+            read: list[int] = []
+            texts: list[str] = []
+            while not receipt.done:
+                read.append(receipt._left)
+                texts.append(str(read[-1]))
+            receipt.wait(BOUND)
+            assert list(map(str, read)) == texts
+            assert receipt.deliveries == len(receipt.results()) == many
+            assert bus._engine.registry.routes["topic"].counted == many
+
+
+# Clocks
+
+
+def test_a_clock_that_stands_in_is_read_at_once(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the hot path looks it up only when the namespace has changed, where that can be watched."""
+    stamps: list[float] = []
+
+    def handler(event: Event) -> None:
+        stamps.append(event.timestamp)
+
+    with EventBus() as bus:
+        bus.on("topic", handler, inline=True)
+        for number in range(3):
+            bus.emit("topic")
+            with monkeypatch.context() as patch:
+                patch.setattr(primitives, "wall_clock", lambda number=number: float(number))
+                bus.emit("topic")
+            bus.emit("topic")
+            with monkeypatch.context() as patch:
+                patch.setitem(vars(primitives), "wall_clock", lambda number=number: 10.0 + number)
+                bus.emit("topic")
+    fake = [stamp for stamp in stamps if stamp < 100]
+    assert fake == [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]
+    assert len(stamps) == 12
+
+
+WATCHED = """
+    import _testcapi
+    if hasattr(_testcapi, "add_dict_watcher"):
+        try:
+            while True:
+                _testcapi.add_dict_watcher(0)
+        except (RuntimeError, ValueError):
+            pass
+    from eventbus import Event, EventBus
+    from eventbus._engine import primitives
+    stamps = []
+    def handler(event: Event):
+        stamps.append(event.timestamp)
+    with EventBus() as bus:
+        bus.on("topic", handler, inline=True)
+        bus.emit("topic")
+        before, primitives.wall_clock = primitives.wall_clock, lambda: 5.0
+        bus.emit("topic")
+        primitives.wall_clock = before
+        bus.emit("topic")
+    assert [stamp == 5.0 for stamp in stamps] == [False, True, False]
+    print("fine")
+"""
+
+
+@needs_c
+def test_where_others_watch_too_much_clocks_are_looked_up_each_time() -> None:
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WATCHED)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "fine\n", (done.returncode, done.stderr)
 
 
 # The same outcomes
