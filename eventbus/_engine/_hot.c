@@ -15,6 +15,9 @@
 #include <Python.h>
 #include <structmember.h>
 #include <time.h>
+#ifdef _MSC_VER
+#include <intrin.h>
+#endif
 
 #ifdef Py_GIL_DISABLED
 #error "sections need a GIL: on this build the locks of the Python code are the way"
@@ -250,14 +253,20 @@ length(State *s, PyObject *container)
 }
 
 /* How often a namespace that is watched has changed; where none can be watched, whoever asks has to look. One for all
-   interpreters: one too many is no harm. */
+   interpreters, each with a GIL of its own: one too many is no harm, one that is lost would be. */
 #if PY_VERSION_HEX >= 0x030C0000
 static volatile unsigned long changes = 1;
 
 static int
 note_change(PyDict_WatchEvent event, PyObject *namespace, PyObject *key, PyObject *value)
 {
+#if defined(__GNUC__)
+    __atomic_fetch_add(&changes, 1, __ATOMIC_SEQ_CST);
+#elif defined(_MSC_VER)
+    _InterlockedIncrement((volatile long *)&changes);
+#else
     changes++;
+#endif
     return 0;
 }
 #endif
