@@ -883,9 +883,9 @@ swap_task: Any = getattr(asyncio.tasks, "_swap_current_task", _swap_task)
 
 
 def _before_collection(phase: str, info: Mapping[str, int]) -> None:
-    """What is pending for a loop that was stopped or closed may be held by nobody else: a full collection sees it (G18).
+    """What is pending for a loop that was stopped or closed is perhaps held by nobody: a full collection sees it (G18).
 
-    It may come in the midst of a step, as a finalizer does; in C, so it runs on builds with a GIL alone.
+    It may come in the midst of a step, as a finalizer does. What is hidden is so by the hot path in C, which wants a GIL.
     """
     if phase == "start" and info["generation"] == 2:
         for engine in living():

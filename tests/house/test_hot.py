@@ -1102,7 +1102,8 @@ def test_counters_beyond_the_shared_numbers_are_right(path: bool) -> None:
         epoch: Any = bus._engine.epoch
 
         def look() -> None:
-            found = [box.held, box.deliveries, epoch.open, *box.counts, bus._engine.registry.routes["topic"].tally.emits]
+            emits = bus._engine.registry.routes["topic"].tally.emits
+            found = [box.held, box.deliveries, epoch.open, *box.counts, emits]
             read.append((found, str(found)))
 
         for number in range(many):
@@ -1122,7 +1123,6 @@ def test_counters_beyond_the_shared_numbers_are_right(path: bool) -> None:
         assert box.held == 0
         assert [str(found) for found, _ in read] == [text for _, text in read]
         assert repr(stats) == shown
-    assert [1023 + 2, 1500 + 1500] == [int("1025"), int("3000")]
 
 
 @pytest.mark.parametrize("inline", [False, True])
