@@ -38,6 +38,7 @@ from ._engine.mailbox import ACTIVE as ACTIVE
 from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
 from ._engine.monitor import Interrupted as Interrupted
+from ._engine.process import living as living
 from ._engine.reporting import report as report
 from ._engine.subscription import Handle as Handle
 from ._engine.subscription import quiet_waiter as quiet_waiter

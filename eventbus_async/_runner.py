@@ -24,6 +24,7 @@ Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since`
 from __future__ import annotations
 
 import asyncio
+import gc
 import types
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -46,6 +47,7 @@ from eventbus.lowlevel import (
     current,
     end,
     hot,
+    living,
     primitives,
     report,
     turn,
@@ -55,7 +57,7 @@ from ._bridge import Bridge
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Mapping
 
     from eventbus.lowlevel import Engine, Mailbox, Waiter
 
@@ -377,11 +379,16 @@ class LoopExecutor(Executor):
         self.computing = 1
         self.roused = False
         self.paused = True
-        self._show()
+        self.show()
         self.engine.monitor.after.append(self._resume_later)
 
-    def _show(self) -> None:
-        """In a step: perhaps the loop never goes on, see Mailbox.show."""
+    def stands_still(self) -> bool:
+        """Whether its loop does not run, now or any more."""
+        loop = self.loop()
+        return loop is None or not loop.is_running()
+
+    def show(self) -> None:
+        """In a step, or by the collector: perhaps the loop never goes on, see Mailbox.show."""
         for box in self.engine.all_boxes() if hot.track is not None else ():
             if box.executor is self:
                 box.show()
@@ -430,7 +437,6 @@ class LoopExecutor(Executor):
     def _end(self) -> None:
         """In a step: the loop is gone. Its handlers end; those that were registered without one wait for another."""
         self.gone = True
-        self._show()
         engine = self.engine
         if self in engine.executors:
             engine.executors.remove(self)
@@ -487,7 +493,6 @@ class LoopExecutor(Executor):
 
     def after_fork(self) -> None:
         self.gone = True
-        self._show()
         for box in self.engine.all_boxes():
             if box.executor is self:
                 box.attach(None)
@@ -875,6 +880,22 @@ def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:  # pragma: no cover -
 
 # Make a task, or none, the current one; gives the one that was. In C on Python 3.12 and later.
 swap_task: Any = getattr(asyncio.tasks, "_swap_current_task", _swap_task)
+
+
+def _before_collection(phase: str, info: Mapping[str, int]) -> None:
+    """What is pending for a loop that was stopped or closed is perhaps held by nobody: a full collection sees it (G18).
+
+    It may come in the midst of a step, as a finalizer does. What is hidden is so by the hot path in C, which wants a GIL.
+    """
+    if phase == "start" and info["generation"] == 2:
+        for engine in living():
+            for executor in tuple(engine.executors):
+                if isinstance(executor, LoopExecutor) and executor.stands_still():
+                    executor.show()
+
+
+if hot.track is not None:
+    gc.callbacks.append(_before_collection)
 
 
 def executor_of(engine: Engine, loop: AbstractEventLoop) -> LoopExecutor:

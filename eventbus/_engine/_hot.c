@@ -15,6 +15,9 @@
 #include <Python.h>
 #include <structmember.h>
 #include <time.h>
+#ifdef _MSC_VER
+#include <intrin.h>
+#endif
 
 #ifdef Py_GIL_DISABLED
 #error "sections need a GIL: on this build the locks of the Python code are the way"
@@ -251,14 +254,20 @@ length(State *s, PyObject *container)
 }
 
 /* How often a namespace that is watched has changed; where none can be watched, whoever asks has to look. One for all
-   interpreters: one too many is no harm. */
+   interpreters, each with a GIL of its own: one too many is no harm, one that is lost would be. */
 #if PY_VERSION_HEX >= 0x030C0000
 static volatile unsigned long changes = 1;
 
 static int
 note_change(PyDict_WatchEvent event, PyObject *namespace, PyObject *key, PyObject *value)
 {
+#if defined(__GNUC__)
+    __atomic_fetch_add(&changes, 1, __ATOMIC_SEQ_CST);
+#elif defined(_MSC_VER)
+    _InterlockedIncrement((volatile long *)&changes);
+#else
     changes++;
+#endif
     return 0;
 }
 #endif
@@ -287,6 +296,7 @@ leave_seam(State *s)
     if (s->watched && (PyDict_Unwatch(s->watcher, s->seam) < 0 || PyDict_ClearWatcher(s->watcher) < 0))
         PyErr_Clear();
     s->watched = 0;
+    memset(s->seen, 0, sizeof(s->seen));
 #endif
 }
 
@@ -402,7 +412,8 @@ in_step(State *s)
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
    delivery is pending for the dispatcher, a thread of it holds the bus; while it is for a loop, so does what that is to
-   call next, until a handler suspends (LoopExecutor.suspend); while an inline one runs the emitter's stack does. So
+   call next, until a handler suspends (LoopExecutor.suspend) or it stands still (_before_collection in _runner.py);
+   while an inline one runs the emitter's stack does. So
    nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
    and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
 static inline void
@@ -523,12 +534,15 @@ held_by(State *s, PyObject *value)
 }
 
 /* A context that handlers run in, one after another, as long as each leaves it as it was. From the second on its variable
-   has a holder, in which the delivery is changed as long as nobody has copied the context meanwhile. */
+   has a holder, in which the delivery is changed as long as nobody has copied the context meanwhile. A copy in which
+   something was set since has a mapping of its own, that shares nodes with this one; so the holder has to stand in the
+   root, of which each mapping has its own: its references then tell in how many it is. */
 typedef struct {
     PyObject *context; /* NULL: there is none */
     PyObject *copied;  /* the emitter's, of which it is a copy */
-    PyObject *mapping; /* what it held while the last handler ran; NULL if that has changed it */
-    PyObject *holder;  /* NULL: what it holds now has none, or somebody has a copy */
+    PyObject *mapping; /* what it held when the last handler began */
+    PyObject *holder;  /* NULL: there is none, or somebody has a copy */
+    int holds;         /* whether the next has a holder: 0, it is the first; 1; -1, they do not leave it as it was */
 } Own;
 
 static void
@@ -540,10 +554,42 @@ leave_context(Own *own)
     Py_CLEAR(own->holder);
 }
 
+static int
+note_same(PyObject *found, void *into)
+{
+    void **both = into;
+    if (found == both[0])
+        both[1] = found;
+    return 0;
+}
+
+static int
+note_root(PyObject *found, void *into)
+{
+    *(PyObject **)into = found;
+    return 0;
+}
+
+/* Whether a mapping has an object in its root, not in a node below it. */
+static int
+is_in_root(PyObject *mapping, PyObject *object)
+{
+    PyObject *root = NULL;
+    void *both[2] = {object, NULL};
+    if (mapping != NULL && Py_TYPE(mapping)->tp_traverse != NULL)
+        Py_TYPE(mapping)->tp_traverse(mapping, note_root, &root);
+    if (root != NULL && Py_TYPE(root)->tp_traverse != NULL)
+        Py_TYPE(root)->tp_traverse(root, note_same, both);
+    return both[1] != NULL;
+}
+
 /* Make a delivery the current one in this thread's context, by a holder if another may follow. */
 static int
 set_current(State *s, Own *own, PyObject *delivery, int by_holder)
 {
+#if PY_VERSION_HEX < 0x030C0000
+    int collects = PyGC_Disable(); /* or what a finalizer sets meanwhile would be taken for the emitter's */
+#endif
     PyObject *value = by_holder ? allocate((PyTypeObject *)s->Holder) : Py_NewRef(delivery);
     if (value != NULL && by_holder) {
         SLOT(value, s->h.delivery) = Py_NewRef(delivery);
@@ -552,10 +598,14 @@ set_current(State *s, Own *own, PyObject *delivery, int by_holder)
     PyObject *token = value == NULL ? NULL : PyContextVar_Set(s->current, value);
     if (token != NULL) {
         Py_XSETREF(own->mapping, Py_XNewRef(mapping_of(s, PyThreadState_Get()->context)));
-        Py_XSETREF(own->holder, by_holder ? Py_NewRef(value) : NULL);
+        Py_XSETREF(own->holder, by_holder && is_in_root(own->mapping, value) ? Py_NewRef(value) : NULL);
     }
     Py_XDECREF(value);
     Py_XDECREF(token);
+#if PY_VERSION_HEX < 0x030C0000
+    if (collects)
+        PyGC_Enable();
+#endif
     return token == NULL ? -1 : 0;
 }
 
@@ -564,29 +614,31 @@ static int
 is_unchanged(State *s, Own *own, PyObject *context)
 {
     int unchanged = own->mapping != NULL && mapping_of(s, context) == own->mapping;
-    if (!unchanged || Py_REFCNT(own->mapping) != 2) /* the context's and this one */
+    if (!unchanged || Py_REFCNT(own->mapping) != 2 || /* the context's and this one */
+        (own->holder != NULL && Py_REFCNT(own->holder) != 2)) /* the mapping's and this one */
         Py_CLEAR(own->holder);
     return unchanged;
 }
 
 /* Enter a context that holds what an emitter's does, and the delivery as the current one; -1 with an exception, and then
-   it is left. */
+   it is left. What the last handler has returned may end here, and be a user's: before the context is entered. */
 static int
 enter_context(State *s, Own *own, PyObject *emitters, PyObject *delivery)
 {
-    if (own->context != NULL && emitters != own->copied && mapping_of(s, emitters) != mapping_of(s, own->copied))
+    if (own->context != NULL && emitters != own->copied && mapping_of(s, emitters) != mapping_of(s, own->copied)) {
         leave_context(own);
-    int again = own->context != NULL;
-    if (!again && (own->context = PyContext_Copy(emitters)) == NULL)
+        own->holds = 0;
+    }
+    if (own->context == NULL && (own->context = PyContext_Copy(emitters)) == NULL)
         return -1;
     Py_XSETREF(own->copied, Py_NewRef(emitters));
+    if (own->holder != NULL)
+        put_again(own->holder, s->h.delivery, delivery);
     if (PyContext_Enter(own->context) < 0) {
         leave_context(own);
         return -1;
     }
-    if (own->holder != NULL)
-        put_again(own->holder, s->h.delivery, delivery);
-    else if (set_current(s, own, delivery, again) < 0) {
+    if (own->holder == NULL && set_current(s, own, delivery, own->holds > 0) < 0) {
         PyObject *error = take_error();
         if (PyContext_Exit(own->context) < 0)
             PyErr_Clear();
@@ -602,7 +654,10 @@ exit_context(State *s, Own *own)
 {
     if (PyContext_Exit(own->context) < 0)
         PyErr_Clear();
-    if (!is_unchanged(s, own, own->context) || Py_REFCNT(own->context) != 1)
+    int unchanged = is_unchanged(s, own, own->context) && Py_REFCNT(own->context) == 1;
+    if (own->holder == NULL)
+        own->holds = own->holds == 0 ? 1 : -1;
+    if (!unchanged || own->holder == NULL)
         leave_context(own);
 }
 
@@ -771,7 +826,7 @@ flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, P
     PyObject *convert = Py_NewRef(SLOT(spec, s->s.convert));
     int takes_event = is_true(spec, s->s.takes_event);
     PyObject *result = NULL;
-    Own own = {NULL, NULL, NULL, NULL};
+    Own own = {NULL, NULL, NULL, NULL, 0};
     double started = read_clock(s, MONOTONIC), until = started + slice;
     if (failed_at(started))
         goto finally;
@@ -952,7 +1007,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
 {
     PyObject *executor = SLOT(slot, s->slot.executor), *task = SLOT(slot, s->sl.task);
     PyObject *result = NULL;
-    Own own = {NULL, NULL, NULL, NULL};
+    Own own = {NULL, NULL, NULL, NULL, 0};
     double started = read_clock(s, MONOTONIC), spent = 0.0;
     if (failed_at(started))
         goto finally;
@@ -1428,7 +1483,7 @@ static int
 run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *before)
 {
     PyObject *cause = held_by(s, before);
-    Own own = {NULL, NULL, NULL, NULL};
+    Own own = {NULL, NULL, NULL, NULL, 0};
     unsigned long ident = PyThread_get_thread_ident();
     PyObject *outer = NULL;
     if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
@@ -1965,6 +2020,7 @@ bind(PyObject *module, PyObject *names)
     TAKE(Sleeper, "Sleeper")
     if (find(s->Sleeper, "_lock", &s->lock) < 0)
         return NULL;
+    leave_seam(s); /* it may be another one now */
     TAKE(seam, "seam")
     TAKE(steps, "steps")
     TAKE(current, "current")

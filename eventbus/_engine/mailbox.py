@@ -148,6 +148,8 @@ class Mailbox:
 
     def attach(self, executor: Executor | None) -> None:
         """Say who runs the handler; what waited for it becomes ready, or unbound."""
+        if self.executor is not None and self.executor is not executor:
+            self.show()
         self.executor = executor
         plain = self.lane is None and self.options.overflow != "latest" and not self.inline
         self.plain = executor is not None and plain

@@ -68,7 +68,10 @@ class Record:
 
     def __init__(self, *values: Any, **named: Any) -> None:
         if named or len(values) != len(self.__match_args__):
-            given = self.__signature__.bind(*values, **named)
+            try:
+                given = self.__signature__.bind(*values, **named)
+            except TypeError as error:
+                raise TypeError(f"{type(self).__name__}(): {error}") from None
             given.apply_defaults()
             values = given.args
         for name, value in zip(self.__match_args__, values, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import logging
@@ -19,6 +20,7 @@ from kit import BOUND, Gate, dies
 
 from eventbus import Event, EventBus, Receipt, Topic
 from eventbus._engine.mailbox import Mailbox
+from eventbus_async import AsyncEventBus
 
 variable: ContextVar[Any] = ContextVar("variable", default=None)
 
@@ -382,8 +384,6 @@ def test_typed_topics_and_bound_methods_hold_nothing_either() -> None:
 @pytest.mark.parametrize("face", ["threads", "asyncio"])
 def test_a_forgotten_stream_holds_no_event_that_nobody_can_read_any_more(face: str) -> None:
     """The bus may keep what is left of the subscription until the topic is emitted again; not the payloads."""
-    from eventbus_async import AsyncEventBus
-
     with EventBus() as bus:
         stream: Any = (bus if face == "threads" else AsyncEventBus(bus)).stream("s")
         payload = Thing()
@@ -413,10 +413,6 @@ def test_a_keyed_mailbox_forgets_what_has_run(last: str) -> None:
 
 def test_a_handler_whose_loop_was_closed_while_it_waited_is_collected() -> None:
     """The bus's list of waits held its task, and that its payload; and leaving it later raised in a finalizer."""
-    import asyncio
-
-    from eventbus_async import AsyncEventBus
-
     with EventBus() as bus, Gate() as gate:
         facade = AsyncEventBus(bus)
         waits = threading.Event()
@@ -447,6 +443,115 @@ def test_a_handler_whose_loop_was_closed_while_it_waited_is_collected() -> None:
         for _ in range(3):  # what finalizers belong to lives for a round more
             gc.collect()
         assert payload() is None
+
+
+def left_in_a_stopped_loop(bus: Any, payload: Thing) -> None:
+    """Emitted while the loop stands still, which is then dropped as it is."""
+    loop = asyncio.new_event_loop()
+    bus.on("topic", listening, loop=loop)
+    for _ in range(5):
+        bus.emit("topic", payload)
+
+
+def left_in_a_closed_loop(bus: Any, payload: Thing) -> None:
+    """Closed before it came to what had been emitted."""
+    loop = asyncio.new_event_loop()
+    bus.on("topic", listening, loop=loop)
+    for _ in range(5):
+        bus.emit("topic", payload)
+    loop.close()
+
+
+def left_in_the_midst_of_a_burst(bus: Any, payload: Thing) -> None:
+    """The loop was stopped when others had their turn, and closed; nobody has cancelled its tasks."""
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        for _ in range(2):
+            bus.on("topic", slow)
+        for _ in range(5):
+            bus.emit("topic", payload)
+
+    loop.run_until_complete(main())
+    loop.close()
+
+
+def left_behind_a_suspended_handler(bus: Any, payload: Thing) -> None:
+    """It waits for what never comes; the loop goes on."""
+
+    async def main() -> None:
+        bus.on("topic", orphaned)
+        for _ in range(5):
+            bus.emit("topic", payload)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for _ in range(5):
+            bus.emit("topic", payload)
+
+    LOOPS[-1].run_until_complete(main())
+    for executor in bus._engine.executors:
+        for slot in executor.slots:
+            slot.task._log_destroy_pending = False  # or it tells, rightly
+
+
+def left_unbound(bus: Any, payload: Thing) -> None:
+    """What had a home when it was emitted, and has none any more."""
+    bus.on("topic", listening)
+
+    async def main() -> None:
+        bus._binding.serve()
+        for _ in range(5):
+            bus.emit("topic", payload)
+        bus._binding.leave()
+
+    LOOPS[-1].run_until_complete(main())
+    LOOPS[-1].run_until_complete(asyncio.sleep(0))  # what it was still to call
+
+
+LOOPS: list[asyncio.AbstractEventLoop] = []
+
+
+async def listening(payload: Any) -> None:
+    """Never called here."""
+    raise AssertionError("it is called")
+
+
+async def slow(payload: Any) -> None:
+    time.sleep(0.01)  # longer than a slice
+
+
+async def orphaned(payload: Any) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    "leave",
+    [
+        left_in_a_stopped_loop,
+        left_in_a_closed_loop,
+        left_in_the_midst_of_a_burst,
+        left_behind_a_suspended_handler,
+        left_unbound,
+    ],
+)
+def test_what_is_pending_on_a_forgotten_bus_is_collected(leave: Callable[[Any, Thing], None]) -> None:
+    """Though what is pending for a loop is hidden from the collector while that holds it."""
+    loop = asyncio.new_event_loop()
+    LOOPS.append(loop)
+    try:
+        bus = AsyncEventBus()
+        payload = Thing()
+        leave(bus, payload)
+        assert any(box.pending for box in bus._engine.registry.boxes.values())  # and nobody looks after the loop
+        dropped = weakref.ref(payload), weakref.ref(bus._engine)
+        del bus, payload
+        for _ in range(3):  # what finalizers belong to lives for a round more
+            gc.collect()
+        assert [each() for each in dropped] == [None, None]
+    finally:
+        LOOPS.remove(loop)
+        loop.close()
 
 
 def test_deadlines_that_are_not_wanted_any_more_do_not_pile_up(bus: EventBus) -> None:

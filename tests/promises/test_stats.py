@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 import json
 import math
+import pickle
 import random
 import sys
 import threading
@@ -256,6 +259,39 @@ def test_records_are_frozen_dataclasses_with_the_contracts_fields(record: Any) -
     }[record]
     assert [each.name for each in dataclasses.fields(record)] == wanted
     assert record.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Outcome(Status.DELIVERED, [1], None, 0.5, 7, "name", "topic"),
+        Latency(3, max=2.0),
+        SubscriptionStats(1, wait=Latency(1)),
+        CloseReport(stuck=("name",)),
+    ],
+)
+def test_records_are_copied_pickled_and_replaced_as_dataclasses_are(record: Any) -> None:
+    kind = type(record)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(record, protocol)) == record
+    assert copy.copy(record) == copy.deepcopy(record) == dataclasses.replace(record) == record
+    values = [getattr(record, each.name) for each in dataclasses.fields(record)]
+    names = [each.name for each in dataclasses.fields(record)]
+    assert list(inspect.signature(kind).parameters) == names
+    assert kind(*values) == kind(**dict(zip(names, values, strict=True))) == record
+    for name in (*names, "another"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, name, 1)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            delattr(record, name)
+
+
+def test_a_record_that_is_made_of_too_little_or_too_much_says_so() -> None:
+    kind: Any = Outcome
+    for given, named in (((), {}), ((1,), {}), ((1,) * 8, {}), ((1,) * 7, {"topic": 1}), ((1,) * 6, {"other": 1})):
+        with pytest.raises(TypeError, match="Outcome"):
+            kind(*given, **named)
+    assert Latency() == Latency(0, 0.0, 0.0, 0.0)
 
 
 def test_the_picture_of_the_bus_cannot_be_changed(bus: EventBus) -> None:
