@@ -36,15 +36,15 @@ ABOUT = {
     "draining": "test_g10",
     "closing": "test_g10 test_ending",
     "lane": "test_g20 test_g04",
-    "timer": "test_g07 test_g09 test_handlers",
-    "monitor": "test_g08 test_g06 test_g02",
+    "timer": "test_deadlines test_g07 test_g09 test_handlers",
+    "monitor": "test_steps test_g08 test_g06 test_g02",
     "delivery": "test_g06 test_g19 test_g08",
     "inline": "test_g04 test_g05 test_g08 test_g14",
     "call": "test_g05 test_g14 test_g15",
 }
 SLOW = 0.5  # seconds of a test, usually a hammer, that runs in neither
 PATIENCE = 2.0  # seconds within which what a test awaits must have happened; without mutants it has ten
-CHILDREN = 4  # at once: those that lose an event mostly wait
+CHILDREN = 6  # at once: those that lose an event mostly wait
 
 
 def add_arguments(made: argparse.ArgumentParser) -> None:

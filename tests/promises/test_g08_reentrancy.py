@@ -658,6 +658,8 @@ class TestOnALoopsOwnThread:
             error = asyncio.run(main())
             assert error is not None
             assert "await" in str(error)
+            words = {"wait": "receipt.wait()", "request": "", "cancel": "cancel(wait=True)"}.get(call, f"{call}()")
+            assert str(error).startswith(words)
             assert not bus.closed
 
     def test_g8_what_has_nothing_to_wait_for_is_fine_there(self, bus: EventBus) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from kit import BOUND, Gate, Log, Team, dies, settled, sleeps, soon, threads_of
 
-from eventbus import BusClosedError, CloseReport, EventBus, EventTimeoutError, Receipt, Status
-from eventbus._engine import dispatcher, primitives, timer
+from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, EventTimeoutError, Receipt, Status
+from eventbus._engine import dispatcher, draining, primitives, timer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +122,52 @@ class TestDrain:
             gate.open()
             bus.drain(BOUND)
             assert statuses(*receipts) == ["delivered"] * 2
+
+    @pytest.mark.parametrize(("handlers", "more"), [(1, ""), (10, ""), (11, " and 1 more"), (13, " and 3 more")])
+    def test_g10_the_message_of_a_drain_that_ran_out_is_whole(self, bus: EventBus, handlers: int, more: str) -> None:
+        """It names ten at most."""
+        with Gate() as gate:
+            names = [f"h{n}" for n in range(handlers)]
+            for name in names:
+                bus.on("a", gate, name=name)
+            bus.emit("a")
+            with pytest.raises(EventTimeoutError) as caught:
+                bus.drain(0)
+        shown = ", ".join(f"{name} (a)" for name in names[:10])
+        assert str(caught.value) == f"after 0 s the bus 'test' still has: {shown}{more}"
+
+    def test_g10_what_was_overdue_may_be_settled_by_the_time_it_is_told(self, bus: EventBus) -> None:
+        assert draining.overdue(bus._engine, 0.25) == "after 0.25 s the bus 'test' still has: nothing any more"
+
+    def test_g12_a_drain_in_the_midst_of_the_buss_own_work_is_refused(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            bus.on("a", gate)
+            bus.emit("a")
+
+            def within() -> str:
+                with pytest.raises(DeadlockError) as caught:
+                    bus.drain(0)
+                return str(caught.value)
+
+            assert bus._engine.monitor.run(within).startswith("cannot wait for the drain of the bus here: ")
+
+    def test_g18_the_bus_keeps_nothing_of_drains_that_have_ended(self, bus: EventBus) -> None:
+        """Those within handlers want to be told of each settling, others of the last alone."""
+        engine = bus._engine
+        with Gate() as gate, Team() as team:
+            bus.on("a", gate)
+            bus.on("drains", lambda _: bus.drain(BOUND), concurrency=2)
+            bus.emit("a")
+            thread = team.add(bus.drain, BOUND)
+            team.go()
+            sleeps(thread)
+            assert (len(engine.drains), engine.keen) == (1, 0)
+            receipts = [bus.emit("drains"), bus.emit("drains")]
+            soon(lambda: len(engine.drains) == 3, "both drains within handlers")
+            assert engine.keen == 2
+            gate.open()
+            assert statuses(*receipts) == ["delivered"] * 2
+        assert (engine.drains, engine.keen) == ([], 0)
 
     def test_g10_several_threads_drain_at_once(self, bus: EventBus) -> None:
         with Gate() as gate, Team() as team:
@@ -244,6 +290,21 @@ class TestDrainInAHandler:
 
         bus.on("a", handler)
         assert bus.emit("a").wait(BOUND).results() == [10]
+
+    def test_g10_it_does_not_wait_for_what_came_later(self, bus: EventBus) -> None:
+        with Gate() as early, Gate() as late:
+            bus.on("early", early)
+            bus.on("late", late)
+            bus.on("drains", lambda _: bus.drain(BOUND))
+            bus.emit("early")
+            receipt = bus.emit("drains")
+            soon(lambda: bus.stats().pool.waiting == 1)
+            later = bus.emit("late")
+            late.entered()
+            assert not receipt.done
+            early.open()
+            assert statuses(receipt) == ["delivered"]
+            assert not later.done
 
     def test_g10_an_inline_handler_drains_too(self, bus: EventBus) -> None:
         log = Log()
