@@ -392,6 +392,10 @@ class Mailbox:
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
         """For the wait graph: of each group one must end before this pending delivery can begin."""
+        return self.space_blockers()
+
+    def space_blockers(self) -> list[list[Delivery]]:
+        """As :meth:`blockers`, for what is in line to be admitted: where the first in is first out, it is the same."""
         groups: list[list[Delivery]] = []
         if self.executor is not None:
             if len(self.running) >= self.concurrency:
@@ -399,10 +403,6 @@ class Mailbox:
             if self.lane is not None and self.lane.holder is not None:
                 groups.append([self.lane.holder])
         return groups
-
-    def space_blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        """As :meth:`blockers`, for one in line to be admitted: where it is first in, first out, this is the same."""
-        return self.blockers(delivery)
 
     # The order of what is pending: what KeyedMailbox does differently.
 
@@ -611,14 +611,14 @@ class KeyedMailbox(Mailbox):
         return iter([each for each in self.order if each.state is PENDING])
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        groups = super().blockers(delivery) if delivery.state is PENDING else self.space_blockers(delivery)
+        groups = super().space_blockers() if delivery.state is PENDING else self.space_blockers()
         holder = self.busy.get(delivery.key)
         if self.executor is not None and holder is not None:
             groups.append([holder])
         return groups
 
-    def space_blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        groups = super().blockers(delivery)
+    def space_blockers(self) -> list[list[Delivery]]:
+        groups = super().space_blockers()
         if self.executor is not None and self.by_key and not self.ready:
             # Every key that takes up space has a running call; one of these has to end.
             groups.append([self.busy[key] for key in self.by_key])
