@@ -18,7 +18,7 @@ import pytest
 from kit import BOUND, Gate, dies, settled, soon, threads_of
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
-from eventbus import BusClosedError, CloseReport, EventBus, OptionError, Status
+from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, OptionError, Status
 from eventbus._engine import primitives
 from eventbus_async import AsyncEventBus
 from eventbus_async._runner import LoopExecutor
@@ -216,6 +216,72 @@ def test_g10_close_without_a_loop_acts_at_the_call() -> None:
     receipt.wait(BOUND)
     soon(lambda: bus.bus._engine.closed_report is not None)
     assert asyncio.run(bus.close()).cancelled == 0
+
+
+def test_g10_a_close_of_no_time_cancels_at_the_call_and_one_of_some_by_itself() -> None:
+    """Awaited or not, with a loop or without; one that comes in the midst of a step as soon as that has ended."""
+    for amid in (False, True):
+        for timeout in (0, 0.01):
+            bus = AsyncEventBus()
+            with Gate() as gate:
+                bus.on("a", gate)
+                receipt = bus.emit("a")
+                gate.entered()
+                if amid:
+                    bus._engine.monitor.run(bus.close, timeout)
+                else:
+                    bus.close(timeout)
+                assert receipt.done or timeout
+                receipt.wait(BOUND)
+                assert receipt.outcomes[0].status is Status.CANCELLED
+
+
+def test_g10_a_handler_that_closes_is_spared_in_the_midst_of_a_step_too() -> None:
+    bus = AsyncEventBus()
+    bus.on("a", lambda payload: bus._engine.monitor.run(bus.close, 0) and None)
+    receipt = bus.emit("a")
+    receipt.wait(BOUND)
+    assert receipt.outcomes[0].status is Status.DELIVERED
+    assert bus.closed
+
+
+def test_g18_whoever_waits_for_a_close_is_forgotten_when_he_waits_no_more() -> None:
+    async def main() -> None:
+        bus = AsyncEventBus()
+        gate = AsyncGate()
+        bus.on("a", gate)
+        bus.emit("a")
+        await gate.entered()
+        closing = asyncio.ensure_future(bus.close(None))
+        await until(lambda: bus._engine.closers, "the wait for the close")
+        closing.cancel()
+        await passes()
+        assert bus._engine.closers == []
+        gate.open()
+        await bus.close()
+        assert bus._engine.closers == []
+
+    run(main())
+
+
+def test_g12_the_wait_for_a_close_in_the_midst_of_a_step_is_refused() -> None:
+    async def main() -> None:
+        bus = AsyncEventBus(name="refused")
+        gate = AsyncGate()
+        bus.on("a", gate)
+        bus.emit("a")
+        await gate.entered()
+        closing = bus.close(None)
+
+        def refused() -> None:
+            with pytest.raises(DeadlockError, match=r"^cannot wait for the close of refused here"):
+                closing.__await__().send(None)
+
+        bus._engine.monitor.run(refused)
+        gate.open()
+        await closing
+
+    run(main())
 
 
 def test_g10_what_is_pending_for_unbound_handlers_is_cancelled_by_close() -> None:
