@@ -126,6 +126,29 @@ def test_g10_a_drain_within_a_handler_ends_with_the_last_that_does_not_wait_for_
     run(main())
 
 
+def test_g10_a_handler_that_drains_while_another_closes() -> None:
+    """The close does not wait for the drain, which waits for whoever awaits the close."""
+
+    async def main() -> None:
+        bus = AsyncEventBus()
+
+        async def closes(payload: Any) -> Any:
+            return await bus.close(None)
+
+        async def drains(payload: Any) -> str:
+            await until(lambda: bus._engine.closers, "the wait for the close")
+            await bus.drain()
+            return "went on"
+
+        bus.on("closes", closes)
+        bus.on("drains", drains)
+        draining, closing = bus.emit("drains"), bus.emit("closes")
+        assert (await closing).results() == [CloseReport()]
+        assert (await draining).results() == ["went on"]
+
+    run(main())
+
+
 def test_g10_close_drains_and_then_refuses() -> None:
     async def main() -> None:
         gate = AsyncGate("in time")
