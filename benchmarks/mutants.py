@@ -31,7 +31,7 @@ ABOUT = {
     "registry": "test_lookup test_stats test_g01 test_g02 test_sequential",
     "receipt": "test_g06 test_g05 test_g08 test_g09 test_awaiting",
     "turn": "test_g03 test_g04 test_g06 test_g10 test_g18",
-    "mailbox": "test_g09 test_g20 test_g02 test_g03 test_stats test_sequential",
+    "mailbox": "test_mailbox test_g09 test_g20 test_g02 test_g03 test_stats test_sequential",
     "waits": "test_g08 test_g06 test_g10 test_g20 test_awaiting",
     "draining": "test_g10",
     "closing": "test_g10 test_ending",

@@ -126,6 +126,40 @@ def test_g10_a_drain_within_a_handler_ends_with_the_last_that_does_not_wait_for_
     run(main())
 
 
+def test_g10_a_drain_within_a_handler_waits_for_an_earlier_one_that_does_not_wait_for_it() -> None:
+    """A drain acts at the call: it does not wait for what comes before it is awaited."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            gate, later = AsyncGate(), AsyncGate()
+
+            async def earlier(payload: Any) -> None:
+                drain = bus.drain()
+                await until(lambda: bus._engine.keen, "the other's drain")
+                await drain
+                await later(payload)
+
+            async def drains(payload: Any) -> None:
+                await bus.drain()
+
+            bus.on("gate", gate)
+            bus.on("earlier", earlier)
+            bus.on("drains", drains)
+            bus.emit("gate")
+            epoch = bus._engine.epoch
+            bus.emit("earlier")
+            await until(lambda: bus._engine.epoch is not epoch, "the earlier drain")
+            receipt = bus.emit("drains")
+            await until(lambda: bus._engine.keen == 2, "both drains")
+            gate.open()
+            await later.entered()
+            assert not receipt.done
+            later.open()
+            await receipt
+
+    run(main())
+
+
 def test_g10_a_handler_that_drains_while_another_closes() -> None:
     """The close does not wait for the drain, which waits for whoever awaits the close."""
 

@@ -264,6 +264,15 @@ def test_g6_a_receipt_shows_how_it_stands(bus: EventBus) -> None:
         assert repr(nobody) == f"<Receipt 'nobody' seq={nobody._seq} done>"
 
 
+def test_g6_a_delivery_shows_whose_it_is_until_it_has_ended(bus: EventBus) -> None:
+    with Gate() as gate:
+        bus.on("a", gate, name="one")
+        receipt = bus.emit("a")
+        assert repr(receipt._deliveries[0]) == "<Delivery one (a)>"
+    receipt.wait(BOUND)
+    soon(lambda: repr(receipt._deliveries[0]) == "<Delivery an ended delivery>")
+
+
 def test_g6_the_message_of_a_wait_that_ran_out_is_whole(bus: EventBus) -> None:
     with Gate() as gate:
         bus.on("a", gate, name="one")

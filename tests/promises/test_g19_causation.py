@@ -81,6 +81,20 @@ def test_a_thread_that_a_handler_starts_inherits_only_with_its_context(bus: Even
     assert trail["alone"].parent_id is None
 
 
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"inline": True}], ids=str)
+def test_what_comes_after_the_end_of_a_handler_keeps_its_parents(bus: EventBus, options: dict[str, Any]) -> None:
+    trail = Trail(bus)
+    contexts: list[contextvars.Context] = []
+    bus.on("a", lambda payload: bus.emit("b"))
+    bus.on("b", lambda payload: contexts.append(contextvars.copy_context()), **options)
+    bus.emit("a", follow=True).wait(BOUND)
+    bus.drain(BOUND)
+    contexts[0].run(bus.emit, "late").wait(BOUND)
+    bus.drain(BOUND)
+    late = trail["late"]
+    assert (late.parent_id, late.root_id, late.depth) == (trail["b"].id, trail["a"].id, 2)
+
+
 def test_an_event_of_another_bus_is_a_cause_as_well(bus: EventBus) -> None:
     with EventBus() as other:
         trail = Trail(other)
