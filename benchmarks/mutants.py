@@ -39,7 +39,7 @@ ABOUT = {
     "timer": "test_deadlines test_g07 test_g09 test_handlers",
     "monitor": "test_steps test_g08 test_g06 test_g02",
     "delivery": "test_g06 test_g19 test_g08",
-    "inline": "test_g04 test_g05 test_g08 test_g14",
+    "inline": "test_g04_inline test_g04 test_g05 test_g08 test_g14",
     "call": "test_g05 test_g14 test_g15",
 }
 SLOW = 0.5  # seconds of a test, usually a hammer, that runs in neither
