@@ -293,6 +293,38 @@ def test_g10_a_close_of_no_time_cancels_at_the_call_and_one_of_some_by_itself() 
                 assert receipt.outcomes[0].status is Status.CANCELLED
 
 
+def test_g10_what_no_loop_runs_is_cancelled_before_the_rest_has_drained() -> None:
+    bus = AsyncEventBus()
+
+    @bus.on("a")
+    async def handler(payload: Any) -> None: ...
+
+    with Gate() as gate:
+        bus.on("b", gate)
+        receipts = [bus.emit("a"), bus.emit("b")]
+        gate.entered()
+        bus.close(None)
+        assert receipts[0].outcomes[0].status is Status.CANCELLED
+        assert not receipts[1].done
+    receipts[1].wait(BOUND)
+    assert asyncio.run(bus.close()) == CloseReport(1)
+
+
+def test_g10_a_close_of_no_time_wants_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    bus = AsyncEventBus()
+    with Gate() as gate:
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        gate.entered()
+        with monkeypatch.context() as patch:
+            patch.setattr(primitives, "start_thread", refuse)
+            bus.close(0)
+            assert receipt.outcomes[0].status is Status.CANCELLED
+
+
 def test_g10_a_handler_that_closes_is_spared_in_the_midst_of_a_step_too() -> None:
     bus = AsyncEventBus()
     bus.on("a", lambda payload: bus._engine.monitor.run(bus.close, 0) and None)

@@ -695,7 +695,7 @@ class TestWhatIsNotTheBussToJudge:
 
     def test_g8_an_inline_handler_in_any_thread_waits_for_another_bus(self, bus: EventBus) -> None:
         with EventBus("other") as other:
-            other.on("b", lambda _: "other")
+            other.on("b", lambda _: soon(lambda: other._engine.sleepers) or "other")
             bus.on("a", lambda _: other.emit("b").wait(BOUND).results()[0], inline=True)
             assert bus.emit("a").wait(BOUND).results() == ["other"]
 
