@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kit import BOUND, settled
+from kit import BOUND, Team, settled, soon
 from pydantic import BaseModel
 
 from eventbus import DeadlockError, Event, EventBus, PayloadError, Receipt, Status, Subscription
@@ -201,6 +201,31 @@ def test_g8_they_are_running_for_all_to_see(handlers: Handlers) -> None:
     assert [each._box.running for each in handlers.subscriptions] == [()] * 3
 
 
+def test_g3_none_begins_while_another_thread_is_in_a_step(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has to wait for that lets it go on, for a while."""
+    entered, stands_back, began = threading.Event(), threading.Event(), threading.Event()
+
+    def step() -> None:
+        entered.set()
+        soon(lambda: stands_back.is_set() or began.is_set())
+
+    def another() -> None:
+        team.add(handlers.bus._engine.monitor.run, step)
+        assert entered.wait(BOUND)
+
+    def begins() -> None:
+        assert stands_back.is_set()
+        began.set()
+
+    with Team() as team:
+        team.go()
+        monkeypatch.setattr(primitives, "pause", stands_back.set)
+        receipt = handlers.emit(another, begins, None)
+    assert [each.status for each in receipt.wait(BOUND).outcomes] == [Status.DELIVERED] * 3
+
+
 def test_g2_one_that_an_earlier_one_cancels_does_not_begin_and_those_after_it_do(handlers: Handlers) -> None:
     receipt = handlers.emit(lambda: handlers.subscriptions[1].cancel(), lambda: 2, lambda: 3)
     assert handlers.began == [0, 2]
@@ -279,6 +304,7 @@ class TestBroken:
             bus.emit("a")
             clock = primitives.monotonic
             looks: list[None] = []
+            receipts: list[Receipt] = []
 
             def alarmed() -> float:
                 looks.append(None)
@@ -291,8 +317,10 @@ class TestBroken:
                 patch.setattr(primitives, "monotonic", alarmed)
                 patch.setattr(primitives, "wall_clock", lambda: bus._engine.sampled)
                 with pytest.raises(Alarm):
-                    handlers.emit(lambda: 1, lambda: 2, lambda: 3)
+                    handlers.emit(lambda: receipts.append(delivery_here().receipt), lambda: 2, lambda: 3)
             assert handlers.began == [0]
+            assert [each.status for each in receipts[0].outcomes] == [Status.DELIVERED, *[Status.CANCELLED] * 2]
+            assert [each.duration for each in receipts[0].outcomes[1:]] == [0.0, 0.0]
             assert [each._box.running for each in handlers.subscriptions] == [()] * 3
             rows = [each.stats() for each in handlers.subscriptions]
             assert [(each.delivered, each.cancelled) for each in rows] == [(3, 0), (2, 1), (2, 1)]
