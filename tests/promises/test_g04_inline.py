@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from kit import BOUND, Team, settled, soon
 from pydantic import BaseModel
 
 from eventbus import DeadlockError, Event, EventBus, PayloadError, Receipt, Status, Subscription
-from eventbus._engine import engine, primitives
+from eventbus._engine import engine, hot, primitives
 from eventbus._engine.delivery import RUNNING, running_here
 from eventbus._engine.inline import end_inline
 from eventbus._engine.mailbox import DRAINING, Mailbox
@@ -301,6 +301,14 @@ class TestPayloads:
 class TestBroken:
     """A signal handler raises in the midst of an emit (G12): all is settled, whoever had begun or not."""
 
+    @pytest.fixture
+    def in_python(self) -> Iterator[None]:
+        """The hot path in C reads a clock of its own."""
+        before = hot.use(False)
+        yield
+        hot.use(before)
+
+    @pytest.mark.usefixtures("in_python")
     def test_g12_between_two_handlers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with EventBus() as bus:
             handlers = Handlers(bus)
