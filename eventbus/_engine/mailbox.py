@@ -324,7 +324,6 @@ class Mailbox:
         delivery = self.pop()
         if delivery.state is not PENDING:
             # A signal handler broke the step that settled it, before it was taken out, and the mend is still to come.
-            self.free(delivery)
             return self.claim()
         if self.lane is not None:
             self.lane.claim(delivery)
@@ -436,11 +435,8 @@ class Mailbox:
         self.held -= 1
 
     def replace(self, delivery: Delivery) -> bool:
-        """Under "latest": put it in the place of the pending one that it makes obsolete, if there is one."""
-        older = self.oldest()
-        if older is None:
-            return False
-        self.retire(older, Status.DROPPED)
+        """Under "latest", where there is no room: put it in the place of the one that it makes obsolete, if it does."""
+        self.retire(self.pending[0], Status.DROPPED)
         self.admit(delivery)
         return True
 
@@ -550,8 +546,9 @@ class KeyedMailbox(Mailbox):
             key = following.key
         delivery = self.by_key[key][0]
         self.discard(delivery, key)
-        self.ready.pop(key, None)
-        self.busy[key] = delivery
+        if delivery.state is PENDING:  # one that is settled knows its key no more, and nobody would free that
+            self.ready.pop(key, None)
+            self.busy[key] = delivery
         return delivery
 
     def has_pending(self) -> bool:
@@ -611,7 +608,7 @@ class KeyedMailbox(Mailbox):
         return iter([each for each in self.order if each.state is PENDING])
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        groups = super().space_blockers() if delivery.state is PENDING else self.space_blockers()
+        groups = self.space_blockers()
         holder = self.busy.get(delivery.key)
         if self.executor is not None and holder is not None:
             groups.append([holder])
