@@ -47,10 +47,7 @@ class TooLate(BaseException):
 def argument(delivery: Delivery) -> Any:
     """What the handler is called with (G15). Raises PayloadError."""
     receipt = delivery.receipt
-    box = delivery.box
-    if box.raw:
-        return receipt
-    spec = box.spec
+    spec = delivery.box.spec
     assert spec is not None
     payload = receipt._as_event() if spec.takes_event else receipt._payload
     if delivery.state is SETTLED:
