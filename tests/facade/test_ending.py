@@ -18,7 +18,7 @@ import pytest
 from kit import BOUND, Gate, dies, settled, soon, threads_of
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
-from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, OptionError, Status
+from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, EventTimeoutError, OptionError, Status
 from eventbus._engine import primitives
 from eventbus_async import AsyncEventBus
 from eventbus_async._runner import LoopExecutor
@@ -56,6 +56,24 @@ def test_g10_drain_waits_for_what_was_accepted_and_what_that_causes() -> None:
             await task
             assert done == ["third"]
 
+    run(main())
+
+
+def test_g10_drain_waits_for_what_was_pending_for_an_unbound_handler_once_it_is_bound() -> None:
+    async def main() -> None:
+        async with bus.serve():
+            await gate.entered()
+            with pytest.raises(EventTimeoutError):
+                await bus.drain(0)
+            gate.open()
+            await bus.drain(BOUND)
+            assert receipt.done
+        await bus.close()
+
+    bus, gate = AsyncEventBus(), AsyncGate()
+    bus.on("a", gate)
+    receipt = bus.emit("a")
+    bus.bus.drain(0)
     run(main())
 
 

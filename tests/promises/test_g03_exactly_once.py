@@ -454,7 +454,7 @@ class TestOnTheWay:
         bus = unsampled
         found: list[Any] = []
         with Gate() as gate:
-            bus.on("free", lambda payload: payload)
+            bus.on("free", lambda payload: (payload, bus.stats().pool.waiting))
 
             def handler(number: int) -> None:
                 if number == 1:
@@ -469,11 +469,12 @@ class TestOnTheWay:
             bus.on("start", lambda _: [bus.emit("b", number) for number in range(4)] and None)
             bus.emit("start")
             gate.entered()
-            assert bus.emit("free", "blocks").wait(BOUND).results() == ["blocks"]
+            assert bus.emit("free", "blocks").wait(BOUND).results() == [("blocks", 0)]
         soon(lambda: not subscription.active)
         soon(lambda: len(found) == 2)
-        assert found == [["waits"], True]
-        soon(lambda: bus.stats().pool.computing == 0)
+        assert found == [[("waits", 1)], True]
+        receipt = bus.emit("free")
+        soon(lambda: receipt.done and bus.stats().pool.computing == 0)
         assert {worker.delivery for worker in bus._engine.dispatcher.alive} == {None}
 
     def test_g12_what_a_broken_step_has_settled_is_not_claimed_thus(self, unsampled: EventBus) -> None:

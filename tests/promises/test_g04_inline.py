@@ -35,6 +35,14 @@ def unsampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
 
 
+@pytest.fixture
+def in_python() -> Iterator[None]:
+    """The hot path in C calls nothing that a test could replace."""
+    before = hot.use(False)
+    yield
+    hot.use(before)
+
+
 class Handlers:
     """Three inline handlers of a topic that do what the test says, and nothing until then."""
 
@@ -207,26 +215,33 @@ def test_g8_they_are_running_for_all_to_see(handlers: Handlers) -> None:
     assert [each._box.running for each in handlers.subscriptions] == [()] * 3
 
 
+@pytest.mark.usefixtures("in_python")
 def test_g3_none_begins_while_another_thread_is_in_a_step(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has to wait for that lets it go on, for a while."""
+    """Whoever has to wait for that lets it go on, for a while. Here it begins when the emit has taken effect."""
+    get_ident, me = threading.get_ident, threading.get_ident()
     entered, stands_back, began = threading.Event(), threading.Event(), threading.Event()
 
     def step() -> None:
         entered.set()
         soon(lambda: stands_back.is_set() or began.is_set())
 
-    def another() -> None:
-        team.add(handlers.bus._engine.monitor.run, step)
-        assert entered.wait(BOUND)
+    def who() -> int:
+        if get_ident() == me and not entered.is_set():
+            threads.append(team.add(handlers.bus._engine.monitor.run, step))
+            assert entered.wait(BOUND)
+        return get_ident()
 
     def begins() -> None:
         assert stands_back.is_set()
         began.set()
 
+    threads: list[threading.Thread] = []
     with Team() as team:
         team.go()
         monkeypatch.setattr(primitives, "pause", stands_back.set)
-        receipt = handlers.emit(another, begins, None)
+        monkeypatch.setattr(primitives, "get_ident", who)
+        receipt = handlers.emit(begins, None, None)
+    assert len(threads) == 1
     assert [each.status for each in receipt.wait(BOUND).outcomes] == [Status.DELIVERED] * 3
 
 
@@ -300,13 +315,6 @@ class TestPayloads:
 
 class TestBroken:
     """A signal handler raises in the midst of an emit (G12): all is settled, whoever had begun or not."""
-
-    @pytest.fixture
-    def in_python(self) -> Iterator[None]:
-        """The hot path in C reads a clock of its own."""
-        before = hot.use(False)
-        yield
-        hot.use(before)
 
     @pytest.mark.usefixtures("in_python")
     def test_g12_between_two_handlers(self, monkeypatch: pytest.MonkeyPatch) -> None:

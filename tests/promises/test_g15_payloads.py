@@ -514,13 +514,15 @@ def test_g15_its_error_says_all_that_there_is_to_know(options: dict[str, Any], a
         bus.on("t", lambda payload: coroutine(), name="forgetful", **options)
         if not alone:
             bus.on("t", lambda payload: None)
-        outcome = bus.emit("t").wait(BOUND).outcomes[0]
+        for _ in range(3):  # the first ones are made in steps
+            outcome = bus.emit("t").wait(BOUND).outcomes[0]
         assert (outcome.status, outcome.value) == (Status.FAILED, None)
         assert str(outcome.error) == (
             "the plain function forgetful returned an awaitable (coroutine), which nobody awaits; make the handler"
             " `async def` and register it on eventbus_async.AsyncEventBus"
         )
-    assert [each.error for each in told] == [outcome.error]
+    assert len(told) == 3
+    assert told[2].error is outcome.error
 
 
 def test_a_plain_function_that_returns_an_awaitable_that_cannot_be_closed_fails_too(bus: EventBus) -> None:

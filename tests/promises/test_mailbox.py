@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, soon
+from kit import BOUND, LONG, Gate, soon
 
 from eventbus import EventBus, Receipt, Status
 from eventbus._engine import primitives
@@ -113,6 +113,44 @@ class TestMending:
             Status.CANCELLED,
             Status.DELIVERED,
         ]
+
+    def test_g12_what_was_settled_and_not_yet_taken_out_is_not_claimed_either(self, full: Full) -> None:
+        """Its turn comes before the mend; nothing is left of it."""
+        broken = own(*full.pending[:2])
+
+        def settle() -> None:
+            for each in broken:
+                full.bus._engine.settle(each, Status.CANCELLED)
+
+        full.step(settle)
+        full.gate.open()
+        full.bus.drain(BOUND)
+        assert sorted(full.gate.received[len(full.running) :]) == [("v", 4), ("w", 6), ("x", 5), ("z", 3)]
+        assert full.box.idle()
+
+    @pytest.mark.parametrize("options", [{}, KEYED], ids=["plain", "keyed"])
+    def test_g12_where_there_is_none_to_drop_for_it_what_comes_is_dropped_itself(
+        self, bus: EventBus, options: dict[str, Any]
+    ) -> None:
+        """The broken step has settled what took up the space, and the mend is still to come."""
+        with Gate() as gate:
+            box = bus.on("a", gate, overflow="drop_oldest", max_pending=1, **options)._box
+            for payload in ("x", "y")[: box.concurrency]:
+                bus.emit("a", (payload, 0))
+            gate.entered(box.concurrency)
+            receipt = bus.emit("a", ("z", 1))
+            (pending,) = own(receipt)
+
+            def broken() -> None:
+                bus._engine.settle(pending, Status.CANCELLED)
+                if not options:
+                    box.pending.remove(pending)
+
+            bus._engine.monitor.run(broken)
+            assert [each.status for each in bus.emit("a", ("z", 2)).wait(BOUND).outcomes] == [Status.DROPPED]
+            bus._engine.monitor.run(box.purge)
+            receipt = bus.emit("a", ("z", 3))
+        assert [each.status for each in receipt.wait(BOUND).outcomes] == [Status.DELIVERED]
 
     def test_g12_what_is_in_is_known_and_what_is_not(self, full: Full) -> None:
         before = picture(full.box)
@@ -239,6 +277,34 @@ class TestSections:
             return found
 
         return bus._engine.monitor.run(look)
+
+
+def test_g18_no_deadline_is_kept_of_what_has_got_its_space(bus: EventBus) -> None:
+    """Nor of calls that have ended in time."""
+    with Gate() as gate:
+        bus.on("a", gate, max_pending=1, block_timeout=LONG, timeout=LONG)
+        receipts = emit_all(bus, 0)
+        gate.entered()
+        receipts += emit_all(bus, 1, 2)
+        assert bus._engine.look(deadlines, bus) == 2
+    for receipt in receipts:
+        receipt.wait(BOUND)
+    assert bus._engine.look(deadlines, bus) == 0
+
+
+def deadlines(bus: EventBus) -> int:
+    return sum(callback is not None for _, _, callback in bus._engine.timer._heap)
+
+
+def test_g3_a_mailbox_is_ready_once() -> None:
+    with EventBus(workers=1, max_workers=1) as bus, Gate() as gate:
+        bus.on("a", gate)
+        bus.on("b", lambda _: None)
+        bus.emit("a")
+        gate.entered()
+        for _ in range(4):
+            bus.emit("b")
+        assert bus.stats().pool.ready == 1
 
 
 class TestKeys:
