@@ -54,14 +54,16 @@ def add_arguments(made: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> int:
     """Run the mutants of the modules that are named, and write down how all stand; 1 if one is not explained."""
+    if given.modules:
+        mutmut("none", [])
     for module in given.modules:
         known = codes(module)
         if given.again:
             which, names = "all", [name for name, code in known.items() if code in (0, 33) and not explained(name)]
         else:
             which, names = "quick", [name for name, code in known.items() if code is None]
-        if names or not known:
-            mutmut(which, names or [f"eventbus._engine.{module}.*"])
+        if names:
+            mutmut(which, names)
     return write()
 
 
@@ -83,6 +85,13 @@ def inside() -> None:
     from mutmut import __main__ as mutmut_main
     from mutmut.runners.harness import PytestRunner
     from mutmut.state import state
+
+    if which == "none":  # plant the mutants of what has changed since
+        mutmut_main.set_mutant_under_test("mutant_generation")
+        mutmut_main.copy_src_dir()
+        mutmut_main.copy_also_copy_files()
+        mutmut_main.create_mutants(CHILDREN)
+        return
 
     files = ABOUT[names[0].split(".")[2]].split()
 

@@ -504,7 +504,7 @@ def test_a_plain_function_that_returns_an_awaitable_fails_its_delivery(bus: Even
 
 @pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"inline": True}], ids=str)
 @pytest.mark.parametrize("alone", [True, False])
-def test_g15_its_error_says_all_that_there_is_to_know(options: dict[str, Any], alone: bool) -> None:
+def test_g15_its_error_says_all_that_there_is_to_know_each_time(options: dict[str, Any], alone: bool) -> None:
     told: list[HandlerError] = []
 
     async def coroutine() -> None:
