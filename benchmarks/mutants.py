@@ -15,6 +15,7 @@ import fnmatch
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,7 @@ ABOUT = {
 SLOW = 0.5  # seconds of a test, usually a hammer, that runs in neither
 PATIENCE = 2.0  # seconds within which what a test awaits must have happened; without mutants it has ten
 CHILDREN = 6  # at once: those that lose an event mostly wait
+MEMORY = 3 << 30  # bytes that one may map: there are those that would take all
 
 
 def add_arguments(made: argparse.ArgumentParser) -> None:
@@ -110,6 +112,7 @@ def inside() -> None:
         return ["-x", "-q", "-p", "no:randomly", limit, *(chosen or self._pytest_add_cli_args_test_selection)]
 
     PytestRunner._pytest_args_regular_run = arguments
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # The tests have passed without mutants, or there would be no times of them.
     mutmut_main.tests_for_mutant_names = lambda names: {min(state().duration_by_test, key=state().duration_by_test.get)}
     mutmut_main._run(tuple(names), CHILDREN)
