@@ -151,7 +151,7 @@ def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException |
             " awaits; make the handler `async def` and register it on eventbus_async.AsyncEventBus"
         )
     if error is None:
-        return Status.DELIVERED, value, None, took
+        return Status.DELIVERED, value, None, took  # pyright: ignore[reportUnknownVariableType]
     if isinstance(error, TooLate):
         return Status.CANCELLED, None, None, took
     report(engine, delivery, error, "handler")
