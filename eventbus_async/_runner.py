@@ -885,7 +885,7 @@ swap_task: Any = getattr(asyncio.tasks, "_swap_current_task", _swap_task)
 def _before_collection(phase: str, info: Mapping[str, int]) -> None:
     """What is pending for a loop that was stopped or closed is perhaps held by nobody: a full collection sees it (G18).
 
-    It may come in the midst of a step, as a finalizer does. What is hidden is so by the hot path in C, which wants a GIL.
+    It may come in the midst of a step, as a finalizer does; what is hidden is so by the hot path in C, which has a GIL.
     """
     if phase == "start" and info["generation"] == 2:
         for engine in living():
