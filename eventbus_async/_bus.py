@@ -480,7 +480,7 @@ class AsyncEventBus:
         waiter = drain_waiter(engine, actor())
 
         async def drained() -> None:
-            if not await Waiting(engine, again(waiter), left):
+            if not await Waiting(engine, again(waiter), limit):
                 raise EventTimeoutError(overdue(engine, limit))
 
         return Acted(self._binding, drained)
