@@ -11,6 +11,7 @@ from kit import BOUND, Gate, soon
 
 from eventbus import Event, EventBus, EventCycleError, EventTimeoutError, Status
 from eventbus._engine import engine
+from eventbus._engine.delivery import Holder, current, held
 
 
 class Trail:
@@ -98,6 +99,24 @@ def test_what_comes_after_the_end_of_a_handler_keeps_its_parents(
     bus.drain(BOUND)
     late = trail["late"]
     assert (late.parent_id, late.root_id, late.depth) == (trail["b"].id, trail["a"].id, 2)
+
+
+def test_what_stands_for_a_delivery_in_a_context_that_serves_several_is_that_delivery(bus: EventBus) -> None:
+    """As the hot path in C has it."""
+    trail = Trail(bus)
+    with Gate() as gate:
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        holder = Holder()
+        (holder.delivery,) = receipt._deliveries
+
+        def emits() -> None:
+            current.set(holder)
+            assert held() is holder.delivery
+            bus.emit("b").wait(BOUND)
+
+        contextvars.Context().run(emits)
+    assert trail["b"].parent_id == receipt.event_id
 
 
 def test_an_event_of_another_bus_is_a_cause_as_well(bus: EventBus) -> None:
