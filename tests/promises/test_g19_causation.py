@@ -108,7 +108,7 @@ def test_what_stands_for_a_delivery_in_a_context_that_serves_several_is_that_del
         bus.on("a", gate)
         receipt = bus.emit("a")
         holder = Holder()
-        (holder.delivery,) = receipt._deliveries
+        holder.delivery = receipt._deliveries[1]
 
         def emits() -> None:
             current.set(holder)
