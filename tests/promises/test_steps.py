@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kit import BOUND
 
 from eventbus import EventBusError
 from eventbus._engine import primitives
-from eventbus._engine.monitor import ATTEMPTS, PATIENCE, Interrupted, Monitor, steps
+from eventbus._engine.monitor import ATTEMPTS, NESTED, PATIENCE, Interrupted, Monitor, steps
 
 FAILED = "a wake-up or a call that was put off has failed"
 
@@ -64,6 +65,69 @@ class TestPutOff:
         assert monitor.busy is False
         assert monitor.deferred == {}
         assert threading.get_ident() not in steps
+
+    def test_g12_they_are_made_one_after_another(self, monitor: Monitor) -> None:
+        """What follows does not begin within the one before, though that has taken effect."""
+        order: list[str] = []
+
+        def late(name: str) -> None:
+            monitor.run_late(order.append, name)
+            order.append(f"{name} ends")
+
+        monitor.run(lambda: [monitor.defer(lambda name=name: late(name)) for name in ("1", "2")])
+        assert order == ["1", "1 ends", "2", "2 ends"]
+
+    def test_g12_nor_where_a_signal_handler_raises_as_it_takes_effect(self) -> None:
+        class Interrupted(Monitor):
+            def leave_line(self) -> None:
+                super().leave_line()
+                if order == ["1"]:
+                    raise Alarm
+
+        def late(name: str) -> None:
+            try:
+                monitor.run_late(order.append, name)
+            finally:
+                order.append(f"{name} ends")
+
+        order: list[str] = []
+        monitor = Interrupted()
+        with pytest.raises(Alarm):
+            monitor.run(lambda: [monitor.defer(lambda name=name: late(name)) for name in ("1", "2")])
+        assert order == ["1", "1 ends", "2", "2 ends"]
+
+    @pytest.mark.parametrize("first", [None, "ends", "raises"])
+    def test_g12_those_that_are_made_between_steps_nest_so_deep_and_no_deeper(
+        self, monitor: Monitor, first: str | None
+    ) -> None:
+        """Whatever stood in line before the first of them, and however that ended."""
+        active: list[int] = []
+        deepest: list[int] = []
+        made: list[int] = []
+
+        def late(number: int) -> None:
+            monitor.run_late(made.append, number)
+            active.append(number)
+            deepest.append(len(active))
+            if number < 3 * NESTED:
+                monitor.defer(lambda: late(number + 1))
+            active.remove(number)
+
+        def before() -> None:
+            monitor.run_late(made.append, -1)
+            if first == "raises":
+                raise Alarm
+
+        def step() -> None:
+            if first:
+                monitor.defer(before)
+            monitor.defer(lambda: late(0))
+
+        with pytest.raises(Alarm) if first == "raises" else nullcontext():
+            monitor.run(step)
+        assert made == [*([-1] if first else []), *range(3 * NESTED + 1)]
+        assert max(deepest) == NESTED
+        assert monitor.deferred == {}
 
     def test_g12_one_that_is_refused_leaves_the_line_too(self, monitor: Monitor) -> None:
         order: list[str] = []
