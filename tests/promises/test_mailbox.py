@@ -15,7 +15,7 @@ import pytest
 from kit import BOUND, LONG, Gate, soon
 
 from eventbus import EventBus, Receipt, Status
-from eventbus._engine import primitives
+from eventbus._engine import hot, primitives
 from eventbus._engine.delivery import LINED, PENDING, Delivery
 from eventbus._engine.mailbox import DRAINING, ENDED, NO_COUNTS, KeyedMailbox, Mailbox
 from eventbus_async import AsyncEventBus
@@ -277,6 +277,24 @@ class TestSections:
             return found
 
         return bus._engine.monitor.run(look)
+
+
+def test_g18_what_is_pending_is_shown_to_the_collector_once_its_mailbox_moves(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hot path in C hides it as long as somebody is sure to hold it."""
+    with Gate() as gate:
+        full = Full(bus, gate, {})
+        executor = full.box.executor
+        shown: list[tuple[Any, ...]] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(hot, "track", lambda *given: shown.append(given))
+            full.step(full.box.attach, executor)
+            assert shown == []
+            for _ in range(2):
+                full.step(full.box.attach, None)
+                full.step(full.box.attach, executor)
+                assert shown == [(each, each.receipt) for each in own(*full.pending)]
 
 
 def test_g18_no_deadline_is_kept_of_what_has_got_its_space(bus: EventBus) -> None:
