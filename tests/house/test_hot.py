@@ -21,6 +21,7 @@ import textwrap
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -1085,6 +1086,145 @@ def test_what_a_returned_value_does_at_its_end_is_no_later_handlers(path: bool) 
         gate.open()
         bus.drain(BOUND)
     assert seen == [None] * 10
+
+
+VARIABLES = [contextvars.ContextVar[Any](f"burst {number}", default=None) for number in range(20)]
+
+
+def values() -> tuple[Any, ...]:
+    return tuple(each.get() for each in VARIABLES)
+
+
+class Burst:
+    """Handlers that do at random with their contexts what may be done; each event says what it was emitted with."""
+
+    def __init__(self, seed: int, inline: bool) -> None:
+        self.random = random.Random(seed)
+        self.inline = inline
+        self.bus: Any = None
+        self.copies: list[tuple[str, contextvars.Context]] = []
+        self.tokens: list[Any] = []
+        self.wrong: list[Any] = []
+        self.children = 0
+
+    def expect(self, found: bool, *what: Any) -> None:
+        if not found:
+            self.wrong.append(what)
+
+    def act(self, event: Event) -> Any:
+        draw = self.random
+        if not self.inline:  # those share the emitter's
+            self.expect(values() == event.payload, "the context", event.seq)
+        delivery = held()
+        self.expect(delivery is not None and delivery.receipt._seq == event.seq, "the delivery", event.seq)
+        for _ in range(draw.choice([0, 0, 1, 2])):
+            variable = draw.choice(VARIABLES)
+            what = draw.randrange(8)
+            copy = contextvars.copy_context()
+            if what == 0:
+                variable.set(draw.random())
+            elif what == 1:
+                self.copies.append((event.id, copy))
+            elif what == 2:
+                copy.run(variable.set, draw.random())
+                self.copies.append((event.id, copy))
+            elif what == 3:
+                copy.run(variable.set, draw.random())
+                self.copies.append((event.id, copy.run(contextvars.copy_context)))
+            elif what == 4:
+                variable.reset(variable.set(1))
+            elif what == 5:
+                self.tokens.append(variable.set(variable.get()))
+            elif what == 6:
+                self.bus.emit("child", event.id)
+            elif what == 7:
+                copy.run(self.bus.emit, "inline child", event.id)
+            del copy
+        self.expect(held() is delivery, "the delivery afterwards", event.seq)
+        return draw.choice([None, 1, [1]])
+
+    def child(self, event: Event) -> None:
+        self.expect(event.payload == event.parent_id, "the parent", event.payload, event.parent_id)
+        self.children += 1
+
+    def emits(self, count: int) -> None:
+        for _ in range(count):
+            if self.random.random() < 0.2:
+                self.random.choice(VARIABLES).set(self.random.random())
+            self.bus.emit(self.random.choice(["topic", "other"]), values())
+
+    def late(self) -> None:
+        for parent, context in self.copies:
+            context.run(self.bus.emit, "child", parent)
+
+
+def run_burst(seed: int, inline: bool) -> Burst:
+    burst = Burst(seed, inline)
+    gate = Gate()
+
+    def handler(event: Event) -> Any:
+        return burst.act(event)
+
+    with EventBus(max_pending=None) as burst.bus, gate:
+        burst.bus.on("gate", gate)
+        for topics in ("topic", ["topic", "other"], "topic"):
+            burst.bus.on(topics, handler, inline=inline)
+        burst.bus.on("child", burst.child)
+        burst.bus.on("inline child", burst.child, inline=True)
+        for _ in range(3):
+            gate.shut()
+            burst.bus.emit("gate")
+            burst.emits(25)
+            gate.open()
+            burst.bus.drain(BOUND)
+        burst.expect(held() is None, "the emitter")
+        burst.late()
+        burst.bus.drain(BOUND)
+    return burst
+
+
+def run_burst_on_a_loop(seed: int) -> Burst:
+    burst = Burst(seed, False)
+
+    async def handler(event: Event) -> Any:
+        suspends = burst.random.random() < 0.1
+        told = burst.act(event)
+        if suspends:
+            delivery = held()
+            await asyncio.sleep(0)
+            burst.expect(held() is delivery, "the delivery of one that was suspended", event.seq)
+        return told
+
+    async def child(event: Event) -> None:
+        burst.child(event)
+
+    async def main() -> None:
+        async with AsyncEventBus(max_pending=None) as burst.bus:
+            for topics in ("topic", ["topic", "other"]):
+                burst.bus.on(topics, handler)
+            burst.bus.on("child", child)
+            burst.bus.on("inline child", burst.child, inline=True)
+            for _ in range(3):
+                burst.emits(25)
+                await burst.bus.drain(BOUND)
+            burst.late()
+            await burst.bus.drain(BOUND)
+
+    asyncio.run(main())
+    return burst
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "run",
+    [partial(run_burst, inline=False), partial(run_burst, inline=True), run_burst_on_a_loop],
+    ids=["threads", "inline", "loop"],
+)
+def test_whatever_handlers_do_with_their_contexts(path: bool, run: Callable[[int], Burst], seed: int) -> None:
+    """G14, G19: each begins with what its event was emitted with, and what it leaves behind stays its own."""
+    burst = contextvars.copy_context().run(run, seed)
+    assert burst.children
+    assert burst.wrong == []
 
 
 # Counters that are counted where they are
