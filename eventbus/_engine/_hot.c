@@ -55,7 +55,7 @@
 /* The objects that are held. */
 #define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(Holder) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
     X(current) X(delivered) X(deque) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) X(nobody) \
-    X(partial) X(plain) X(running_loop) X(seam) X(steps) X(swap_task) X(to_plain) X(too_late)
+    X(partial) X(plain) X(running_loop) X(seam) X(show_still) X(steps) X(swap_task) X(to_plain) X(too_late)
 
 /* Those that are its own. */
 #define NAMES(X) X(zero) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
@@ -411,7 +411,7 @@ in_step(State *s)
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
    delivery is pending for the dispatcher, a thread of it holds the bus; while it is for a loop, so does what that is to
-   call next, until a handler suspends (LoopExecutor.suspend) or it stands still (_before_collection in _runner.py);
+   call next, until a handler suspends (LoopExecutor.suspend) or it stands still (show_still() in _runner.py);
    while an inline one runs the emitter's stack does. So
    nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
    and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
@@ -2053,6 +2053,21 @@ quicken(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
+/* collects(phase, info): stands in gc.callbacks; before a full collection it has shown what is pending for loops that do
+   not run. In C, or a signal that came during a collection would have its handler run here, and what that raises lost. */
+static PyObject *
+collects(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    if (count != 2 || s->LoopExecutor == NULL || !PyUnicode_Check(args[0]) || !PyDict_Check(args[1]) ||
+        PyUnicode_CompareWithASCIIString(args[0], "start") != 0)
+        Py_RETURN_NONE;
+    PyObject *generation = PyDict_GetItemString(args[1], "generation");
+    if (generation == NULL || !PyLong_CheckExact(generation) || PyLong_AsLong(generation) != 2)
+        Py_RETURN_NONE;
+    return PyObject_CallNoArgs(s->show_still);
+}
+
 /* bind_loops(names): the same for those of the facade. */
 static PyObject *
 bind_loops(PyObject *module, PyObject *names)
@@ -2064,6 +2079,7 @@ bind_loops(PyObject *module, PyObject *names)
     TAKE(as_coroutine, "as_coroutine")
     TAKE(mend_slot, "mend_slot")
     TAKE(swap_task, "swap_task")
+    TAKE(show_still, "show_still")
     TAKE(AsyncReceipt, "Receipt")
     TAKE(running_loop, "running_loop")
     LOOK_UP("Binding", BINDING, s->bi)
@@ -2104,6 +2120,7 @@ static PyMethodDef methods[] = {
     {"attend", (PyCFunction)(void (*)(void))attend, METH_FASTCALL, NULL},
     {"bind", bind, METH_O, NULL},
     {"bind_loops", bind_loops, METH_O, NULL},
+    {"collects", (PyCFunction)(void (*)(void))collects, METH_FASTCALL, NULL},
     {"drain", (PyCFunction)(void (*)(void))drain, METH_FASTCALL, NULL},
     {"resume", (PyCFunction)(void (*)(void))resume, METH_FASTCALL, NULL},
     {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL, NULL},

@@ -14,6 +14,7 @@ import inspect
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -1343,6 +1344,28 @@ def test_where_others_watch_too_much_clocks_are_looked_up_each_time() -> None:
         [sys.executable, "-c", textwrap.dedent(WATCHED)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "fine\n", (done.returncode, done.stderr)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that send signals")
+def test_what_a_signal_handler_raises_during_a_collection_is_not_lost(path: bool) -> None:
+    """G12: the bus is asked before each collection, and none of its Python is run when that has ended."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Failure
+
+    def collect() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        gc.collect()  # takes longer than that
+
+    heap = [[number] for number in range(400_000)]
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(Failure):
+            collect()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    del heap
 
 
 # The same outcomes
