@@ -884,7 +884,7 @@ swap_task: Any = getattr(asyncio.tasks, "_swap_current_task", _swap_task)
 def show_still() -> None:
     """Before a full collection: what is pending for a loop that was stopped or closed is perhaps held by nobody (G18).
 
-    It may come in the midst of a step, as a finalizer does; what is hidden is so by the hot path in C, which has a GIL.
+    It may come in the midst of a step, as a finalizer does; what hides it is the hot path in C, which wants a GIL.
     """
     for engine in living():
         for executor in tuple(engine.executors):

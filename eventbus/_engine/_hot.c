@@ -55,11 +55,11 @@
 /* The objects that are held. */
 #define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(Holder) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
     X(current) X(delivered) X(deque) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) X(nobody) \
-    X(partial) X(plain) X(running_loop) X(seam) X(show_still) X(steps) X(swap_task) X(to_plain) X(too_late)
+    X(partial) X(plain) X(running_loop) X(Sleeper) X(seam) X(show_still) X(steps) X(swap_task) X(to_plain) X(too_late)
 
 /* Those that are its own. */
 #define NAMES(X) X(zero) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
-    X(n_wake) X(n_wake_loop)
+    X(n_release) X(n_wake) X(n_wake_loop)
 
 /* Which clock of the system time.monotonic() reads: its times are compared with those that are read here. */
 #if defined(__APPLE__) && defined(CLOCK_UPTIME_RAW)
@@ -102,6 +102,7 @@ typedef struct {
     struct { ROUTE(FIELD) } o;
     struct { TALLY(FIELD) } t;
     struct { EPOCH(FIELD) } p;
+    Offset lock; /* of a Sleeper */
     struct { HOLDER(FIELD) } h;
     struct { DELIVERY(FIELD) } d;
     struct { RECEIPT(FIELD) } r;
@@ -813,26 +814,20 @@ argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyO
     return converted;
 }
 
-/* flow(engine, worker, delivery, box, until): run the deliveries of a mailbox, one after another.
+/* Run the deliveries of a mailbox, one after another, as Worker.flow() does, for as many seconds as a slice has.
 
-   Gives None when nothing is left to claim or the time is over; (delivery, value, error, took) of a call that has ended
-   and is to be judged; a delivery that is claimed and has not begun, for the Python code to run. */
+   Gives the mailbox when nothing is left to claim or the time is over; (delivery, value, error, took) of a call that has
+   ended and is to be judged; a delivery that is claimed and has not begun, for the Python code to run. */
 static PyObject *
-flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
+flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, PyObject *box, double slice) /* steals the delivery */
 {
-    State *s = PyModule_GetState(module);
-    PyObject *engine = args[0], *worker = args[1], *box = args[3];
-    PyObject *delivery = Py_NewRef(args[2]);
-    if (!s->on)
-        return delivery;
-    double until = PyFloat_AsDouble(args[4]);
     PyObject *spec = SLOT(box, s->b.spec);
     PyObject *function = Py_NewRef(SLOT(spec, s->s.function));
     PyObject *convert = Py_NewRef(SLOT(spec, s->s.convert));
     int takes_event = is_true(spec, s->s.takes_event);
     PyObject *result = NULL;
     Own own = {NULL, NULL, NULL, NULL, 0};
-    double started = read_clock(s, MONOTONIC);
+    double started = read_clock(s, MONOTONIC), until = started + slice;
     if (failed_at(started))
         goto finally;
     put_again(delivery, s->d.actor, SLOT(worker, s->worker.actor));
@@ -880,8 +875,7 @@ flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
             break;
         Py_SETREF(delivery, following);
         if (following == Py_None) {
-            result = delivery;
-            delivery = NULL;
+            result = Py_NewRef(box);
             break;
         }
     }
@@ -891,6 +885,16 @@ finally:
     Py_DECREF(function);
     Py_DECREF(convert);
     return result;
+}
+
+/* flow(engine, worker, delivery, box, slice) */
+static PyObject *
+flow(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    State *s = PyModule_GetState(module);
+    if (!s->on)
+        return Py_NewRef(args[2]);
+    return flow_through(s, args[0], args[1], Py_NewRef(args[2]), args[3], PyFloat_AsDouble(args[4]));
 }
 
 /* After an error: have Python code do something outside of steps. It is noted where the next flush finds it, without a
@@ -967,24 +971,30 @@ refused:
     return NULL;
 }
 
-/* resume(engine, pool, worker): the first delivery of a thread that was woken, or None if a step has to say. */
+/* resume(engine, pool, worker, slice): claim for a thread that was woken, and go on as flow() does; False if a step has to
+   say what there is to do. */
 static PyObject *
 resume(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     State *s = PyModule_GetState(module);
     PyObject *engine = args[0], *pool = args[1], *worker = args[2], *idle = SLOT(pool, s->pool.idle);
     if (!s->on || in_step(s) || !PyList_CheckExact(idle))
-        Py_RETURN_NONE;
+        Py_RETURN_FALSE;
     /* Section: a worker that was woken claims. */
     if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) != Py_False ||
         number(pool, s->x.computing) > number(pool, s->x.limit))
-        Py_RETURN_NONE;
+        Py_RETURN_FALSE;
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(idle); index++)
         if (PyList_GET_ITEM(idle, index) == worker)
-            Py_RETURN_NONE;
+            Py_RETURN_FALSE;
     PyObject *delivery = claim(s, &s->worker, pool, worker);
     /* End of section. */
-    return delivery == NULL ? Py_NewRef(Py_None) : delivery;
+    if (delivery == NULL)
+        Py_RETURN_FALSE;
+    PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
+    PyObject *came = flow_through(s, engine, worker, delivery, box, PyFloat_AsDouble(args[3]));
+    Py_DECREF(box);
+    return came;
 }
 
 /* drain(slot, delivery, until): step one coroutine handler after another, as Slot.drain() in eventbus_async does.
@@ -1556,6 +1566,20 @@ schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
     return 1;
 }
 
+/* Sleeper.wake(). */
+static PyObject *
+wake(State *s, PyObject *sleeper)
+{
+    if (!is_a(sleeper, s->Sleeper))
+        return PyObject_CallMethodNoArgs(sleeper, s->n_wake); /* somebody stands in for it */
+    PyObject *nothing = PyObject_CallMethodNoArgs(SLOT(sleeper, s->lock), s->n_release);
+    if (nothing == NULL && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+        PyErr_Clear(); /* it was woken already */
+        nothing = Py_NewRef(Py_None);
+    }
+    return nothing;
+}
+
 /* An emit, given (engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or None if this is none of
    the common cases, and then nothing has been done. */
 static PyObject *
@@ -1711,8 +1735,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
             goto finally;
     }
     if (sleeper != NULL || loop != NULL) {
-        PyObject *nothing = sleeper != NULL ? PyObject_CallMethodNoArgs(sleeper, s->n_wake)
-                                            : PyObject_CallMethodNoArgs(loop, s->n_wake_loop);
+        PyObject *nothing = sleeper != NULL ? wake(s, sleeper) : PyObject_CallMethodNoArgs(loop, s->n_wake_loop);
         if (nothing == NULL)
             goto finally;
         Py_DECREF(nothing);
@@ -1994,6 +2017,9 @@ bind(PyObject *module, PyObject *names)
     TAKE(Delivery, "Delivery")
     TAKE(Holder, "Holder")
     TAKE(Receipt, "Receipt")
+    TAKE(Sleeper, "Sleeper")
+    if (find(s->Sleeper, "_lock", &s->lock) < 0)
+        return NULL;
     leave_seam(s); /* it may be another one now */
     TAKE(seam, "seam")
     TAKE(steps, "steps")
@@ -2149,6 +2175,7 @@ prepare(PyObject *module)
     s->n_as_event = PyUnicode_InternFromString("_as_event");
     s->n_follow_up = PyUnicode_InternFromString("follow_up");
     s->n_flush = PyUnicode_InternFromString("flush");
+    s->n_release = PyUnicode_InternFromString("release");
     s->n_wake = PyUnicode_InternFromString("wake");
     s->n_wake_loop = PyUnicode_InternFromString("_wake");
     s->n_go_on = PyUnicode_InternFromString("go_on");

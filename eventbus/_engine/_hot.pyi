@@ -1,7 +1,7 @@
 """What `_hot.c` offers; see there."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from .delivery import Delivery
 from .dispatcher import Dispatcher, Worker
@@ -17,9 +17,11 @@ def emit(engine: Engine, make: type[Receipt], *given: Any) -> Receipt | None: ..
 def used() -> bool: ...
 def quicken(face: type[Any], make: type[Receipt], /) -> None: ...
 def flow(
-    engine: Engine, worker: Worker, delivery: Delivery, box: Mailbox, until: float, /
-) -> tuple[Delivery, Any, BaseException | None, float] | Delivery | None: ...
-def resume(engine: Engine, pool: Dispatcher, worker: Worker, /) -> Delivery | None: ...
+    engine: Engine, worker: Worker, delivery: Delivery, box: Mailbox, slice: float, /
+) -> tuple[Delivery, Any, BaseException | None, float] | Delivery | Mailbox: ...
+def resume(
+    engine: Engine, pool: Dispatcher, worker: Worker, slice: float, /
+) -> tuple[Delivery, Any, BaseException | None, float] | Delivery | Mailbox | Literal[False]: ...
 def drain(
     slot: Any, delivery: Delivery, until: float, /
 ) -> tuple[Delivery, Any, BaseException | None] | bool | Mailbox | Delivery | None: ...

@@ -47,10 +47,7 @@ class TooLate(BaseException):
 def argument(delivery: Delivery) -> Any:
     """What the handler is called with (G15). Raises PayloadError."""
     receipt = delivery.receipt
-    box = delivery.box
-    if box.raw:
-        return receipt
-    spec = box.spec
+    spec = delivery.box.spec
     assert spec is not None
     payload = receipt._as_event() if spec.takes_event else receipt._payload
     if delivery.state is SETTLED:
@@ -153,9 +150,8 @@ def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException |
             f"the plain function {delivery.box.name} returned an awaitable ({kind}), which nobody"
             " awaits; make the handler `async def` and register it on eventbus_async.AsyncEventBus"
         )
-        value = None
     if error is None:
-        return Status.DELIVERED, value, None, took
+        return Status.DELIVERED, value, None, took  # pyright: ignore[reportUnknownVariableType]
     if isinstance(error, TooLate):
         return Status.CANCELLED, None, None, took
     report(engine, delivery, error, "handler")

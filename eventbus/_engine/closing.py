@@ -14,7 +14,6 @@ from .._values.stats import CloseReport, Status
 from . import primitives
 from .delivery import SETTLED, running_here, stack_of
 from .draining import drain_waiter, enlist_drain
-from .mailbox import ACTIVE, ENDED
 from .monitor import Interrupted
 from .waits import LENIENT, Waiter, live_from, notify, sleep
 
@@ -149,9 +148,7 @@ def _end_close(engine: Engine, owner: Delivery | None) -> list[Worker]:
                         engine.settle(delivery, Status.CANCELLED, None, None)
                         cancelled += 1
             cancelled += engine.cancel_pending(box)
-            if box.state != ENDED:
-                box.state = ACTIVE
-                engine._cancel(box, False)
+            engine._cancel(box, False)
         for executor in engine.executors:
             executor.close()
         engine.executors = []

@@ -23,18 +23,21 @@ from .._values.payload import PLAIN, to_plain
 from .._values.stats import PoolStats
 from . import hot, primitives
 from .call import TooLate, call, enter_converting, enter_plain, judge, own_code, strip
-from .delivery import RUNNING, running_here
+from .delivery import RUNNING, Delivery, running_here
 from .turn import REFUSED, turn
 from .waits import notify
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable
+    from typing import TypeAlias
 
     from .._values.stats import Status
-    from .delivery import Delivery
     from .engine import Engine
     from .mailbox import Mailbox
+
+    # What the hot path in C could not end by itself, see flow() in _hot.c.
+    _Came: TypeAlias = tuple[Delivery, Any, BaseException | None, float] | Delivery | Mailbox
 
 _NONE: frozenset[type] = frozenset()
 
@@ -218,10 +221,9 @@ class Worker:
             value = error = None
             # A pool that stopped meanwhile has woken those that were idle then; whoever comes later must not sleep.
             woken = self.sleeper.sleep(0.0 if pool.stopping else IDLE_SECONDS)
-            if hot.resume is not None and woken:
-                delivery = hot.resume(engine, pool, self)
-            if delivery is None:
-                delivery = step(pool.resume, self, woken)
+            came = hot.resume(engine, pool, self, SLICE_SECONDS) if hot.resume is not None and woken else False
+            delivery = step(pool.resume, self, woken) if came is False else self._follow(came)
+            del came
 
     def flow(self, engine: Engine, delivery: Delivery) -> Delivery | None:
         """Run the deliveries of a mailbox, one after another, without the lock; gives what to run after that.
@@ -243,19 +245,10 @@ class Worker:
         until = started + SLICE_SECONDS
         try:
             if hot.flow is not None:
-                came = hot.flow(engine, self, delivery, box, until)
-                if came is None:
-                    return step(pool.proceed, self, box)
-                if isinstance(came, tuple):
-                    delivery, value, error, took = came
-                    came = None
-                    result = judge(engine, delivery, value, error, took)
-                    error = None
-                    if self not in pool.alive:
-                        return None
-                    return step(pool.advance, self, delivery, *result)
+                came = hot.flow(engine, self, delivery, box, SLICE_SECONDS)
+                if not isinstance(came, Delivery):
+                    return self._follow(came)
                 delivery = came
-                came = None
             while True:
                 receipt = delivery.receipt
                 context = receipt._context
@@ -270,10 +263,7 @@ class Worker:
                     else:
                         value = context.copy().run(enter_converting, delivery, function, convert, payload)
                 except BaseException as error:
-                    result = judge(engine, delivery, None, strip(error), monotonic() - started)
-                    if self not in pool.alive:
-                        return None
-                    return step(pool.advance, self, delivery, *result)
+                    return self._judge(delivery, None, strip(error), monotonic() - started)
                 now = monotonic()
                 took = now - started
                 started = now
@@ -284,14 +274,36 @@ class Worker:
                             return step(pool.proceed, self, box)
                         delivery = following
                         continue
-                result = judge(engine, delivery, value, None, took)
-                if self not in pool.alive:
-                    return None
-                return step(pool.advance, self, delivery, *result)
+                return self._judge(delivery, value, None, took)
         finally:
             # A traceback may hold this frame, and the frame nothing that is settled (G18).
             self.cell[0] = None
-            delivery = following = payload = context = receipt = value = result = None  # type: ignore[assignment]
+            delivery = following = payload = context = receipt = value = came = None  # type: ignore[assignment]
+
+    def _judge(self, delivery: Delivery, value: Any, error: BaseException | None, took: float) -> Delivery | None:
+        """A call has ended that is to be judged; gives what to run after that."""
+        pool = self.executor
+        result: Any = None
+        try:
+            result = judge(pool.engine, delivery, value, error, took)
+            if self not in pool.alive:
+                return None  # the child of a fork, made in that handler
+            return pool.engine.monitor.run(pool.advance, self, delivery, *result)
+        finally:
+            del delivery, value, error, result  # as above
+
+    def _follow(self, came: _Came) -> Delivery | None:  # pragma: no cover - for the hot path in C
+        """After a run of the hot path in C; gives what to run after that."""
+        try:
+            if isinstance(came, tuple):
+                return self._judge(*came)
+            if isinstance(came, Delivery):
+                return came
+            pool = self.executor
+            return pool.engine.monitor.run(pool.proceed, self, came)
+        finally:
+            self.cell[0] = None
+            del came  # as above
 
 
 class Dispatcher(Executor):

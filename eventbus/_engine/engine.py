@@ -351,7 +351,7 @@ class Engine:
                             monitor.trash = []
                 del trash
                 if monitor.after or monitor.deferred:
-                    monitor.flush()
+                    monitor.flush(late)
             except _KeysWanted as wanted:
                 monitor.flush()  # key functions are user code: what interrupted the step comes first
                 keys = self._keys(receipt, wanted.boxes, keys or {})
@@ -360,7 +360,7 @@ class Engine:
                 raise
             except BaseException as error:
                 monitor.mend(error)
-                monitor.flush()
+                monitor.flush(late)
                 raise
             return inline
 
@@ -377,7 +377,7 @@ class Engine:
             raise
         if inline is not None:
             try:
-                self._run_inline(inline, cause)
+                self._run_inline(inline, cause, late=True)
             except BaseException:
                 self._abandon_inline(receipt)
                 raise
@@ -630,10 +630,10 @@ class Engine:
                         waiter.done = True
                         self.monitor.after.append(waiter.wake)
 
-    def _run_inline(self, inline: list[Delivery], cause: Delivery | None) -> None:
+    def _run_inline(self, inline: list[Delivery], cause: Delivery | None, late: bool = False) -> None:
         """Run an emit's inline handlers in this thread; KeyboardInterrupt and SystemExit pass when all have run."""
         passing: BaseException | None = None
-        run = self.monitor.run
+        run = partial(self.monitor.run, late=late)
         outer = running_here(primitives.get_ident())
         while inline:
             delivery = inline.pop(0)
@@ -1085,6 +1085,7 @@ hot.bind(
     {
         "Delivery": Delivery,
         "Holder": Holder,
+        "Sleeper": primitives.Sleeper,
         "Dispatcher": Dispatcher,
         "Emitter": Emitter,
         "Engine": Engine,

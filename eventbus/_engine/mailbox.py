@@ -335,7 +335,6 @@ class Mailbox:
         delivery = self.pop()
         if delivery.state is not PENDING:
             # A signal handler broke the step that settled it, before it was taken out, and the mend is still to come.
-            self.free(delivery)
             return self.claim()
         if self.lane is not None:
             self.lane.claim(delivery)
@@ -403,6 +402,10 @@ class Mailbox:
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
         """For the wait graph: of each group one must end before this pending delivery can begin."""
+        return self.space_blockers()
+
+    def space_blockers(self) -> list[list[Delivery]]:
+        """As :meth:`blockers`, for what is in line to be admitted: where the first in is first out, it is the same."""
         groups: list[list[Delivery]] = []
         if self.executor is not None:
             if len(self.running) >= self.concurrency:
@@ -410,10 +413,6 @@ class Mailbox:
             if self.lane is not None and self.lane.holder is not None:
                 groups.append([self.lane.holder])
         return groups
-
-    def space_blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        """As :meth:`blockers`, for one in line to be admitted: where it is first in, first out, this is the same."""
-        return self.blockers(delivery)
 
     # The order of what is pending: what KeyedMailbox does differently.
 
@@ -447,11 +446,8 @@ class Mailbox:
         self.held -= 1
 
     def replace(self, delivery: Delivery) -> bool:
-        """Under "latest": put it in the place of the pending one that it makes obsolete, if there is one."""
-        older = self.oldest()
-        if older is None:
-            return False
-        self.retire(older, Status.DROPPED)
+        """Under "latest", where there is no room: put it in the place of the one that it makes obsolete, if it does."""
+        self.retire(self.pending[0], Status.DROPPED)
         self.admit(delivery)
         return True
 
@@ -561,8 +557,9 @@ class KeyedMailbox(Mailbox):
             key = following.key
         delivery = self.by_key[key][0]
         self.discard(delivery, key)
-        self.ready.pop(key, None)
-        self.busy[key] = delivery
+        if delivery.state is PENDING:  # one that is settled knows its key no more, and nobody would free that
+            self.ready.pop(key, None)
+            self.busy[key] = delivery
         return delivery
 
     def has_pending(self) -> bool:
@@ -622,14 +619,14 @@ class KeyedMailbox(Mailbox):
         return iter([each for each in self.order if each.state is PENDING])
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        groups = super().blockers(delivery) if delivery.state is PENDING else self.space_blockers(delivery)
+        groups = self.space_blockers()
         holder = self.busy.get(delivery.key)
         if self.executor is not None and holder is not None:
             groups.append([holder])
         return groups
 
-    def space_blockers(self, delivery: Delivery) -> list[list[Delivery]]:
-        groups = super().blockers(delivery)
+    def space_blockers(self) -> list[list[Delivery]]:
+        groups = super().space_blockers()
         if self.executor is not None and self.by_key and not self.ready:
             # Every key that takes up space has a running call; one of these has to end.
             groups.append([self.busy[key] for key in self.by_key])

@@ -33,6 +33,7 @@ __all__ = ["Interrupted", "Monitor", "steps"]
 
 T = TypeVar("T")
 PATIENCE = 20  # looks at a busy monitor before queueing for it
+NESTED = 8  # calls that were put off, each caught up with within a handler of the one before
 ATTEMPTS = 3  # at a call that was put off, each broken by a signal handler
 
 log = logging.getLogger("eventbus")
@@ -58,6 +59,12 @@ class Late:
         self.attempts = 0
 
 
+class Line(deque[Late]):
+    """The calls that one thread has put off."""
+
+    depth = 0  # how many of them are being caught up with, each within a handler of the one before
+
+
 class Monitor:
     """The lock of a bus with its re-entrancy guard."""
 
@@ -73,10 +80,13 @@ class Monitor:
         self.busy = False
         self.after: deque[Callable[[], None]] = deque()
         self.trash: list[object] = []
-        self.deferred: dict[int, deque[Late]] = {}
+        self.deferred: dict[int, Line] = {}
 
-    def run(self, step: Callable[..., T], *args: Any) -> T:
-        """Run one step under the lock, then what it left in ``after``. Raises Interrupted on re-entry."""
+    def run(self, step: Callable[..., T], *args: Any, late: bool = False) -> T:
+        """Run one step under the lock, then what it left in ``after``. Raises Interrupted on re-entry.
+
+        With ``late`` it is of a call that was put off: whoever catches up is further down on this stack, and goes on.
+        """
         ident = primitives.get_ident()
         if ident in steps:
             raise Interrupted
@@ -99,12 +109,12 @@ class Monitor:
                         self.trash = []
             del trash  # outside of the lock: this may run finalizers
             if self.after or self.deferred:
-                self.flush()
+                self.flush(late)
         except Interrupted:
             raise  # the interrupted step will flush
         except BaseException as error:
             self.mend(error)
-            self.flush()
+            self.flush(late)
             raise
         return result
 
@@ -126,12 +136,12 @@ class Monitor:
     def run_late(self, step: Callable[..., T], *args: Any) -> T:
         """As :meth:`run`, for a call that was put off: it leaves the line in the same step."""
 
-        def late() -> T:
+        def leave() -> T:
             result = step(*args)
             self.leave_line()
             return result
 
-        return self.run(late)
+        return self.run(leave, late=True)
 
     def stand_back(self) -> None:
         """Another thread is in a step, and was made to yield the GIL in it: let it finish rather than queue up.
@@ -147,12 +157,16 @@ class Monitor:
     def defer(self, call: Callable[[], None]) -> None:
         """Put a call off until the step that it interrupted has ended; calls keep their order."""
         ident = primitives.get_ident()
-        self.deferred.setdefault(ident, deque()).append(Late(call))
+        line = self.deferred.setdefault(ident, Line())
+        line.append(Late(call))
         if self.busy and primitives.owns(self.lock):
             return
         interrupted = steps.get(ident)
         if interrupted is None:
-            self.flush()  # between two steps: nothing holds the line up
+            # Between two steps nothing holds the line up. Where inline handlers that are caught up with emit in turn,
+            # each within the last, the stack would end: from some depth on they do so one after another.
+            if line.depth < NESTED:
+                self.flush()
         elif interrupted is not self:
             interrupted.defer(self.flush)  # another bus's step: its end is this line's turn
 
@@ -164,9 +178,9 @@ class Monitor:
         """In a step: the first call that this thread has put off takes effect."""
         self.deferred[primitives.get_ident()].popleft()
 
-    def flush(self) -> None:
-        """Do what steps have left to do outside of the lock. Never called within a step."""
-        if self.deferred:
+    def flush(self, late: bool = False) -> None:
+        """Do what steps have left to do outside of the lock. Never within a step. ``late``: as for :meth:`run`."""
+        if self.deferred and not late:
             self._catch_up()
         taken: list[Callable[[], None]] = []
         try:
@@ -197,6 +211,7 @@ class Monitor:
                 return  # it is further up on this stack, and the rest follows from there
             try:
                 late.begun = True
+                line.depth += 1
                 if _first(line) is late:  # or an interruption between these lines has done it
                     late.attempts += 1
                     late.call()
@@ -205,23 +220,25 @@ class Monitor:
             except BaseException:
                 # A signal handler raised in the midst of it: what has not taken effect yet is tried again.
                 late.begun = False
+                line.depth -= 1
                 if late.attempts < ATTEMPTS:
                     _quietly(self._catch_up)
                 elif _first(line) is late:
                     line.popleft()
                 raise
+            line.depth -= 1
 
     def _forget_line(self, ident: int) -> None:
         # In a step every interruption lines up, so none takes effect between these two lines, and none is lost.
         line = self.deferred.pop(ident, None)
         if line:
-            self.deferred.setdefault(ident, deque()).extendleft(reversed(line))
+            self.deferred.setdefault(ident, Line()).extendleft(reversed(line))
 
 
 _popleft: Any = deque.popleft  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def _first(line: deque[Late]) -> Late | None:
+def _first(line: Line) -> Late | None:
     try:
         return line[0]
     except IndexError:

@@ -97,7 +97,6 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
     Whatever it raises, a signal handler's exception included: :func:`end` undoes what it has done.
     """
     if waiter.ready():
-        waiter.done = True
         return True
     waiter.wake = wake
     owner = waiter.owner = running_here(actor)
@@ -234,7 +233,7 @@ def _needs(each: Delivery, strict: bool = False) -> list[list[Delivery]]:
         return []  # nothing of the bus's holds it up
     targets = list(waiter.targets())
     if waiter.mode == SPACE:
-        return [group for other in targets for group in other.box.space_blockers(other)]
+        return [group for other in targets for group in other.box.space_blockers()]
     return [targets] if waiter.mode == ANY else [[other] for other in targets]
 
 

@@ -18,7 +18,7 @@ import pytest
 from kit import BOUND, Gate, dies, settled, soon, threads_of
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
-from eventbus import BusClosedError, CloseReport, EventBus, OptionError, Status
+from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, EventTimeoutError, OptionError, Status
 from eventbus._engine import primitives
 from eventbus_async import AsyncEventBus
 from eventbus_async._runner import LoopExecutor
@@ -56,6 +56,24 @@ def test_g10_drain_waits_for_what_was_accepted_and_what_that_causes() -> None:
             await task
             assert done == ["third"]
 
+    run(main())
+
+
+def test_g10_drain_waits_for_what_was_pending_for_an_unbound_handler_once_it_is_bound() -> None:
+    async def main() -> None:
+        async with bus.serve():
+            await gate.entered()
+            with pytest.raises(EventTimeoutError):
+                await bus.drain(0)
+            gate.open()
+            await bus.drain(BOUND)
+            assert receipt.done
+        await bus.close()
+
+    bus, gate = AsyncEventBus(), AsyncGate()
+    bus.on("a", gate)
+    receipt = bus.emit("a")
+    bus.bus.drain(0)
     run(main())
 
 
@@ -122,6 +140,63 @@ def test_g10_a_drain_within_a_handler_ends_with_the_last_that_does_not_wait_for_
             assert not receipt.done
             gate.open()  # its end leaves only what waits for the drain
             await asyncio.wait_for(receipt, BOUND)
+
+    run(main())
+
+
+def test_g10_a_drain_within_a_handler_waits_for_an_earlier_one_that_does_not_wait_for_it() -> None:
+    """A drain acts at the call: it does not wait for what comes before it is awaited."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            gate, later = AsyncGate(), AsyncGate()
+
+            async def earlier(payload: Any) -> None:
+                drain = bus.drain()
+                await until(lambda: bus._engine.keen, "the other's drain")
+                await drain
+                await later(payload)
+
+            async def drains(payload: Any) -> None:
+                await bus.drain()
+
+            bus.on("gate", gate)
+            bus.on("earlier", earlier)
+            bus.on("drains", drains)
+            bus.emit("gate")
+            epoch = bus._engine.epoch
+            bus.emit("earlier")
+            await until(lambda: bus._engine.epoch is not epoch, "the earlier drain")
+            receipt = bus.emit("drains")
+            await until(lambda: bus._engine.keen == 2, "both drains")
+            gate.open()
+            await later.entered()
+            assert not receipt.done
+            later.open()
+            await receipt
+
+    run(main())
+
+
+def test_g10_a_handler_that_drains_while_another_closes() -> None:
+    """The close does not wait for the drain, which waits for whoever awaits the close."""
+
+    async def main() -> None:
+        bus = AsyncEventBus()
+
+        async def closes(payload: Any) -> Any:
+            return await bus.close(None)
+
+        async def drains(payload: Any) -> str:
+            await until(lambda: bus._engine.closers, "the wait for the close")
+            await bus.drain()
+            return "went on"
+
+        bus.on("closes", closes)
+        bus.on("drains", drains)
+        draining, closing = bus.emit("drains"), bus.emit("closes")
+        assert (await closing).results() == [CloseReport()]
+        assert (await draining).results() == ["went on"]
 
     run(main())
 
@@ -216,6 +291,104 @@ def test_g10_close_without_a_loop_acts_at_the_call() -> None:
     receipt.wait(BOUND)
     soon(lambda: bus.bus._engine.closed_report is not None)
     assert asyncio.run(bus.close()).cancelled == 0
+
+
+def test_g10_a_close_of_no_time_cancels_at_the_call_and_one_of_some_by_itself() -> None:
+    """Awaited or not, with a loop or without; one that comes in the midst of a step as soon as that has ended."""
+    for amid in (False, True):
+        for timeout in (0, 0.01):
+            bus = AsyncEventBus()
+            with Gate() as gate:
+                bus.on("a", gate)
+                receipt = bus.emit("a")
+                gate.entered()
+                if amid:
+                    bus._engine.monitor.run(bus.close, timeout)
+                else:
+                    bus.close(timeout)
+                assert receipt.done or timeout
+                receipt.wait(BOUND)
+                assert receipt.outcomes[0].status is Status.CANCELLED
+
+
+def test_g10_what_no_loop_runs_is_cancelled_before_the_rest_has_drained() -> None:
+    bus = AsyncEventBus()
+
+    @bus.on("a")
+    async def handler(payload: Any) -> None: ...
+
+    with Gate() as gate:
+        bus.on("b", gate)
+        receipts = [bus.emit("a"), bus.emit("b")]
+        gate.entered()
+        bus.close(None)
+        assert receipts[0].outcomes[0].status is Status.CANCELLED
+        assert not receipts[1].done
+    receipts[1].wait(BOUND)
+    assert asyncio.run(bus.close()) == CloseReport(1)
+
+
+def test_g10_a_close_of_no_time_wants_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    bus = AsyncEventBus()
+    with Gate() as gate:
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        gate.entered()
+        with monkeypatch.context() as patch:
+            patch.setattr(primitives, "start_thread", refuse)
+            bus.close(0)
+            assert receipt.outcomes[0].status is Status.CANCELLED
+
+
+def test_g10_a_handler_that_closes_is_spared_in_the_midst_of_a_step_too() -> None:
+    bus = AsyncEventBus()
+    bus.on("a", lambda payload: bus._engine.monitor.run(bus.close, 0) and None)
+    receipt = bus.emit("a")
+    receipt.wait(BOUND)
+    assert receipt.outcomes[0].status is Status.DELIVERED
+    assert bus.closed
+
+
+def test_g18_whoever_waits_for_a_close_is_forgotten_when_he_waits_no_more() -> None:
+    async def main() -> None:
+        bus = AsyncEventBus()
+        gate = AsyncGate()
+        bus.on("a", gate)
+        bus.emit("a")
+        await gate.entered()
+        closing = asyncio.ensure_future(bus.close(None))
+        await until(lambda: bus._engine.closers, "the wait for the close")
+        closing.cancel()
+        await passes()
+        assert bus._engine.closers == []
+        gate.open()
+        await bus.close()
+        assert bus._engine.closers == []
+
+    run(main())
+
+
+def test_g12_the_wait_for_a_close_in_the_midst_of_a_step_is_refused() -> None:
+    async def main() -> None:
+        bus = AsyncEventBus(name="refused")
+        gate = AsyncGate()
+        bus.on("a", gate)
+        bus.emit("a")
+        await gate.entered()
+        closing = bus.close(None)
+
+        def refused() -> None:
+            with pytest.raises(DeadlockError, match=r"^cannot wait for the close of refused here"):
+                closing.__await__().send(None)
+
+        bus._engine.monitor.run(refused)
+        gate.open()
+        await closing
+
+    run(main())
 
 
 def test_g10_what_is_pending_for_unbound_handlers_is_cancelled_by_close() -> None:

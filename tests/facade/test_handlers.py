@@ -11,12 +11,13 @@ import threading
 from typing import Any
 
 import pytest
-from kit import BOUND, settled
-from loops import AsyncGate, others, passes, run, until
+from kit import BOUND, Gate, settled
+from loops import AsyncGate, LoopThread, others, passes, run, until
 from pydantic import BaseModel, field_validator
 
 from eventbus import Event, EventTimeoutError, HandlerTypeError, OptionError, Status
-from eventbus_async import AsyncEventBus, Receipt
+from eventbus._engine import engine
+from eventbus_async import AsyncEventBus, Receipt, _runner
 
 SHORT = 0.03
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
@@ -676,3 +677,61 @@ def test_g14_handlers_that_cancel_themselves_hold_nobody_up(suspend: bool) -> No
             assert {each.outcomes[0].status for each in receipts} == {Status.CANCELLED}
 
     run(main())
+
+
+def test_g12_a_payloads_finalizer_finds_that_the_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies with the receipt, in the loop's own task; here it ends the subscription, which lets go of its handler."""
+    monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
+
+    class Dies:
+        def __del__(self) -> None:
+            subscription.cancel()
+
+    async def handler(payload: Any) -> None: ...
+
+    async def main() -> None:
+        nonlocal subscription
+        async with AsyncEventBus() as bus:
+            subscription = bus.on("a", handler)
+            await bus.emit("a")
+            await bus.emit("a")
+            receipt = bus.emit("a", Dies())
+            await until(lambda: receipt.done)
+            assert not subscription.active
+            await until(lambda: subscription.handler is None, "the subscription having let go of its handler")
+
+    subscription: Any = None
+    run(main())
+
+
+def test_g13_what_follows_a_call_in_an_earlier_home_runs_in_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mailbox has moved while the call went on."""
+    monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
+    monkeypatch.setattr(_runner, "SLICE", BOUND)  # however long that took
+    bus = AsyncEventBus()
+    loops: list[tuple[int, bool]] = []
+    receipts: list[Receipt] = []
+
+    async def handler(payload: int) -> None:
+        loops.append((payload, asyncio.get_running_loop() is home.loop))
+        if payload == 2:
+            gate(payload)  # it holds up its loop
+
+    async def begins() -> None:
+        for number in range(2):
+            await bus.emit("a", number)
+        receipts.extend(bus.emit("a", number) for number in range(2, 6))
+
+    async def goes_on() -> None:
+        async with bus.serve():
+            gate.open()
+            await receipts[-1]
+        await bus.close()
+
+    bus.on("a", handler)
+    with LoopThread() as home, Gate() as gate:
+        begun = home.begin(begins())
+        gate.entered()
+        run(goes_on())
+        begun.result(BOUND)
+    assert loops == [(0, True), (1, True), (2, True), (3, False), (4, False), (5, False)]

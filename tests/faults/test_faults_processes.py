@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -13,31 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+from kit_process import SAY, begin, end, kill
 
-ROOT = Path(__file__).resolve().parents[2]
 WITHIN = 20.0  # seconds; what hangs is killed then
 
 PRELUDE = """
 import atexit, gc, os, signal, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
 from eventbus import *
-
-def say(*what):
-    sys.stdout.write(" ".join(map(str, what)) + "\\n")  # in one go: several threads do
-    sys.stdout.flush()
 """
-
-
-def begin(program: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-u", "-X", "faulthandler", "-c", PRELUDE + textwrap.dedent(program)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
+PRELUDE += SAY
 
 
 # Fixed in 3.12.3: no thread could be started any more when the exit's hooks run.
@@ -46,20 +30,8 @@ no_threads_at_exit = pytest.mark.skipif(
 )
 
 
-def end(process: subprocess.Popen[str]) -> str:
-    """Its output; it must end with 0, within the bound."""
-    try:
-        output, _ = process.communicate(timeout=WITHIN)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"hangs:\n{output}")
-    assert process.returncode == 0, f"exit code {process.returncode}:\n{output}"
-    return output
-
-
 def run(program: str) -> str:
-    return end(begin(program))
+    return end(begin(program, PRELUDE), WITHIN)
 
 
 def test_g10_an_emit_of_a_finalizer_as_the_interpreter_tears_down() -> None:
@@ -102,16 +74,17 @@ def test_g10_ctrl_c_while_the_exit_waits_for_a_handler() -> None:
         bus = EventBus(exit_timeout=60)
         bus.on("a", stuck)
         threading._register_atexit(lambda: bus.emit("a"))  # runs before the bus's own hook, which waits for it
-        """
+        """,
+        PRELUDE,
     )
-    killer = threading.Timer(WITHIN, os.killpg, (process.pid, signal.SIGKILL))
+    killer = threading.Timer(WITHIN, kill, (process,))
     killer.start()
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "exits\n"
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        output = end(process)
+        output = end(process, WITHIN)
     finally:
         killer.cancel()
     assert time.monotonic() - began < WITHIN / 2

@@ -10,6 +10,7 @@ import pytest
 from kit import BOUND, Gate, Log, Team, soon
 
 from eventbus import Event, EventBus, Status, handles
+from eventbus._engine import hot, primitives
 
 Register = Callable[[EventBus, Callable[[Any], Any]], Any]
 
@@ -172,3 +173,26 @@ def test_g1_a_registration_that_is_refused_leaves_nothing(bus: EventBus) -> None
         bus.on(["b", "a"], handler, unique=True)
     assert bus.topics() == ("a",)
     assert bus.emit("b").deliveries == 0
+
+
+def test_g1_an_emit_that_has_looked_before_another_is_registered_for_a_pattern_finds_that(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look and its instant one handler goes, and another one comes."""
+    logs = [Log(), Log()]
+    leaving = bus.on("a/*", logs[0])
+    bus.emit("a/x", 1).wait(BOUND)
+
+    def meanwhile() -> None:
+        if leaving.cancel():
+            bus.on("a/*", logs[1])
+
+    before = hot.use(False)  # the hot path in C does both in one go
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(primitives, "tools", meanwhile)
+            receipt = bus.emit("a/x", 2)
+    finally:
+        hot.use(before)
+    assert [each.status for each in receipt.wait(BOUND).outcomes] == [Status.DELIVERED]
+    assert [log.items for log in logs] == [[1], [2]]

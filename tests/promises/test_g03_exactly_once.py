@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, soon
+from kit import BOUND, LONG, Gate, Log, Team, settled, soon
 
 from eventbus import Event, EventBus, Receipt, Status
+from eventbus._engine import dispatcher, engine
 
 
 def test_g3_hammer_threads_churn_and_errors_lose_and_double_nothing() -> None:
@@ -410,6 +412,96 @@ class TestOnTheWay:
             soon(lambda: len(found) >= 30)
         bus.drain(BOUND)
         assert all(deliveries == ended and one for deliveries, ended, one in found), found
+
+    def test_g12_a_callback_for_the_event_finds_that_the_call_has_ended(self, unsampled: EventBus) -> None:
+        """The event that an earlier handler has had dies as the last one is settled."""
+        bus = unsampled
+        references: list[Any] = []
+
+        def first(event: Event) -> None:
+            if event.payload:
+                references.append(weakref.ref(event, lambda _: last.cancel()))
+
+        bus.on("a", first)
+        last = bus.on("a", lambda _: None)
+        for payload in (False, False, True):
+            receipt = bus.emit("a", payload)
+            soon(lambda receipt=receipt: receipt.done)
+        soon(lambda: not last.active)
+        soon(lambda: last.handler is None, "the subscription having let go of its handler")
+
+    def test_g12_so_does_the_finalizer_of_a_value_of_an_inline_handlers_context(self, unsampled: EventBus) -> None:
+        bus = unsampled
+        variable: ContextVar[Any] = ContextVar("variable")
+
+        class Dies:
+            def __del__(self) -> None:
+                subscription.cancel()
+
+        def emit() -> None:
+            variable.set(Dies())
+            bus.emit("inline", "lets go")
+
+        subscription = bus.on("inline", lambda payload: variable.set(None) and None if payload else None, inline=True)
+        bus.emit("inline")
+        bus.emit("inline")
+        Context().run(emit)
+        assert not subscription.active
+        assert subscription.handler is None
+
+    def test_g3_what_is_claimed_thus_is_as_well_placed_as_the_first(self, unsampled: EventBus) -> None:
+        """It may wait without starving anybody, cancel itself, and block."""
+        bus = unsampled
+        found: list[Any] = []
+        with Gate() as gate:
+            bus.on("free", lambda payload: (payload, bus.stats().pool.waiting))
+
+            def handler(number: int) -> None:
+                if number == 1:
+                    found.append(bus.emit("free", "waits").wait(BOUND).results())
+                elif number == 2:
+                    gate(number)
+                elif number == 3:
+                    found.append(subscription.cancel(wait=True, timeout=BOUND))
+
+            subscription = bus.on("b", handler)
+            bus.emit("b", 0).wait(BOUND)
+            bus.on("start", lambda _: [bus.emit("b", number) for number in range(4)] and None)
+            bus.emit("start")
+            gate.entered()
+            assert bus.emit("free", "blocks").wait(BOUND).results() == [("blocks", 0)]
+        soon(lambda: not subscription.active)
+        soon(lambda: len(found) == 2)
+        assert found == [[("waits", 1)], True]
+        receipt = bus.emit("free")
+        soon(lambda: receipt.done and bus.stats().pool.computing == 0)
+        assert {worker.delivery for worker in bus._engine.dispatcher.alive} == {None}
+
+    def test_g12_what_a_broken_step_has_settled_is_not_claimed_thus(self, unsampled: EventBus) -> None:
+        """It has not been taken out yet when its turn comes."""
+        bus = unsampled
+        got: list[int] = []
+
+        def handler(number: int) -> None:
+            got.append(number)
+            if number == 1:
+                bus._engine.monitor.run(bus._engine.settle, subscription._box.pending[0], Status.CANCELLED)
+
+        subscription = bus.on("b", handler)
+        bus.emit("b", 0).wait(BOUND)
+        bus.on("start", lambda _: [bus.emit("b", number) for number in range(1, 5)] and None)
+        bus.emit("start")
+        bus.drain(BOUND)
+        assert got == [0, 1, 3, 4]
+
+    @pytest.fixture
+    def unsampled(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[EventBus]:
+        """A bus with one worker, which stays with a mailbox that it is at; no emit has its latencies measured."""
+        monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
+        monkeypatch.setattr(dispatcher, "SLICE_SECONDS", LONG)
+        with EventBus(workers=1) as bus:
+            yield bus
+            bus.drain(BOUND)
 
     @pytest.mark.parametrize("others", [0, 3])
     def test_g2_a_cancel_that_waits_for_it_is_woken(self, bus: EventBus, others: int) -> None:

@@ -19,6 +19,7 @@ from eventbus import (
     Status,
     TopicError,
 )
+from eventbus._engine import call
 
 
 class Odd(BaseException):
@@ -148,6 +149,44 @@ def test_g5_a_traceback_begins_in_the_users_code(bus: EventBus) -> None:
         assert outcome.error is not None
         assert outcome.error.__traceback__ is not None
         assert outcome.error.__traceback__.tb_frame.f_code.co_name == "handler"
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_g5_of_an_errors_traceback_the_buss_own_frames_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    """Those at its begin; if there is nothing else, the last is left."""
+
+    def own(depth: int) -> None:
+        if depth == 1:
+            users(2)
+        own(depth - 1)
+
+    def users(depth: int) -> None:
+        if depth == 0:
+            raise ValueError("on purpose")
+        users(depth - 1)
+
+    def names(error: BaseException | None) -> list[str]:
+        trace = error.__traceback__ if error else None
+        found: list[str] = []
+        while trace is not None:
+            found.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        return found
+
+    monkeypatch.setattr(call, "own_code", {own.__code__})
+    with pytest.raises(ValueError, match="on purpose") as caught:
+        own(frames)
+    # Of this test's own frame, at the begin, it keeps what follows too: it is no handler's call.
+    assert names(call.strip(caught.value)) == [names(caught.value)[0], *["own"] * frames, *["users"] * 3]
+    caught.value.__traceback__ = caught.value.__traceback__.tb_next  # type: ignore[union-attr]
+    assert call.strip(caught.value) is caught.value
+    assert names(caught.value) == ["users"] * 3
+    monkeypatch.setattr(call, "own_code", {own.__code__, users.__code__})
+    assert names(call.strip(caught.value)) == ["users"]
+    caught.value.__traceback__ = None
+    assert names(call.strip(caught.value)) == []
 
 
 def test_g5_a_time_out_and_a_rejection_are_told_of_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -67,6 +68,27 @@ def test_g6_outcomes_are_kept_per_subscription_in_order_of_registration(bus: Eve
     assert all(outcome.duration >= 0.0 for outcome in outcomes)
     assert receipt.results() == ["slow", "quick", "inline"]
     assert receipt.deliveries == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"inline": True}], ids=str)
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_g6_outcomes_tell_how_long_the_calls_took(
+    bus: EventBus, options: dict[str, Any], alone: bool, fails: bool
+) -> None:
+    def handler(_: Any) -> None:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 0.002:
+            pass
+        if fails:
+            raise ValueError
+
+    bus.on("a", handler, **options)
+    if not alone:
+        bus.on("a", Log())
+    begun = time.monotonic()
+    outcome = bus.emit("a").wait(BOUND).outcomes[0]
+    assert 0.002 <= outcome.duration <= time.monotonic() - begun
 
 
 def test_g6_a_receipt_of_nothing_is_settled_at_once(bus: EventBus) -> None:
@@ -262,6 +284,15 @@ def test_g6_a_receipt_shows_how_it_stands(bus: EventBus) -> None:
         assert repr(third) == f"<Receipt 'b' seq={third._seq} done: 2 delivered, 1 failed>"
         nobody = bus.emit("nobody")
         assert repr(nobody) == f"<Receipt 'nobody' seq={nobody._seq} done>"
+
+
+def test_g6_a_delivery_shows_whose_it_is_until_it_has_ended(bus: EventBus) -> None:
+    with Gate() as gate:
+        bus.on("a", gate, name="one")
+        receipt = bus.emit("a")
+        assert repr(receipt._deliveries[0]) == "<Delivery one (a)>"
+    receipt.wait(BOUND)
+    soon(lambda: repr(receipt._deliveries[0]) == "<Delivery an ended delivery>")
 
 
 def test_g6_the_message_of_a_wait_that_ran_out_is_whole(bus: EventBus) -> None:

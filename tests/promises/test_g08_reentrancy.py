@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, soon
+from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 
 from eventbus import (
     DeadlockError,
@@ -29,7 +29,7 @@ from eventbus import (
     Receipt,
     Status,
 )
-from eventbus._engine import primitives
+from eventbus._engine import primitives, waits
 
 
 def told(call: Callable[[], Any]) -> DeadlockError | None:
@@ -274,6 +274,16 @@ class TestThePool:
         (outcome,) = bus.emit("outer").wait(BOUND).outcomes
         assert isinstance(outcome.error, DispatcherError)
         assert inner[0].wait(BOUND).results() == ["inner"]  # it is not lost
+
+    def test_g8_a_look_wants_no_thread(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any) -> Any:
+            raise RuntimeError("can't start new thread")
+
+        bus.on("a", Log())
+        with monkeypatch.context() as patch:
+            patch.setattr(primitives, "start_thread", refuse)
+            with pytest.raises(EventTimeoutError):
+                bus.emit("a").wait(0)
 
     @pytest.mark.parametrize("call", ["wait", "request", "drain"])
     def test_g8_where_no_thread_can_be_started_a_wait_from_outside_raises_too(
@@ -586,6 +596,41 @@ class TestCycles:
         bus.drain(BOUND)
         assert bus.stats().pool.waiting == 0
 
+    def test_g8_whoever_was_told_may_be_waited_for(self, bus: EventBus) -> None:
+        """He does not wait any more."""
+        begun: list[Receipt] = []
+        once = threading.Event()
+
+        def told_of(_: Any) -> str:
+            soon(lambda: begun)
+            assert told(begun[0].wait) is not None
+            once.set()
+            soon(lambda: bus.stats().pool.waiting == 1)
+            return "went on"
+
+        bus.on("a", told_of)
+        bus.on("b", lambda _: begun[0].wait(BOUND).results())
+        begun.append(bus.emit("a"))
+        assert once.wait(BOUND)
+        assert bus.emit("b").wait(BOUND).results() == [["went on"]]
+
+    def test_g8_a_wait_that_an_emit_has_added_to_is_still_one(self, bus: EventBus) -> None:
+        """It was looked at anew then, and could still end."""
+        errors: list[DeadlockError | None] = []
+        receipts: list[Receipt] = []
+
+        def child(_: Any) -> None:
+            soon(lambda: bus.stats().pool.waiting == 1 and receipts)
+            bus.emit("grandchild")
+            errors.append(told(receipts[0].wait))
+
+        bus.on("follower", lambda _: bus.emit("child", follow=True).wait(BOUND) and None, name="follower")
+        bus.on("child", child)
+        bus.on("grandchild", Log())
+        receipts.append(bus.emit("follower"))
+        assert statuses(receipts[0]) == [Status.DELIVERED]
+        assert names(errors[0], "follower", "child")
+
     def test_g8_an_uncaught_deadlock_error_is_the_handlers_failure(self, bus: EventBus) -> None:
         bus.on("a", lambda payload: bus.emit("a").wait() if payload == "start" else None)
         (outcome,) = bus.emit("a", "start").wait(BOUND).outcomes
@@ -636,6 +681,62 @@ class TestWhatIsNotTheBussToJudge:
             single.on("a", lambda _: other.emit("b").wait(BOUND).results()[0])
             assert single.emit("a").wait(BOUND).results() == ["free"]
 
+    def test_g8_a_wait_for_another_bus_has_its_time_out(self, bus: EventBus) -> None:
+        with EventBus("other") as other, Gate() as gate:
+            other.on("b", gate)
+
+            def handler(_: Any) -> str:
+                with pytest.raises(EventTimeoutError):
+                    other.emit("b").wait(0.01)
+                return "went on"
+
+            bus.on("a", handler)
+            assert bus.emit("a").wait(BOUND).results() == ["went on"]
+
+    def test_g8_an_inline_handler_in_any_thread_waits_for_another_bus(self, bus: EventBus) -> None:
+        with EventBus("other") as other:
+            other.on("b", lambda _: soon(lambda: other._engine.sleepers) or "other")
+            bus.on("a", lambda _: other.emit("b").wait(BOUND).results()[0], inline=True)
+            assert bus.emit("a").wait(BOUND).results() == ["other"]
+
+    def test_g18_of_waits_that_have_ended_nothing_is_left(self, bus: EventBus) -> None:
+        """However they ended; they are counted, for the sake of loops that close meanwhile."""
+        engine = bus._engine
+        with Gate() as gate, Team() as team:
+            bus.on("a", gate)
+            bus.on("itself", lambda payload: told(bus.emit("itself", False).wait) and None if payload else None)
+            bus.on("waits", lambda payload: payload.wait(BOUND) and None, concurrency=2)
+            receipt = bus.emit("a")
+            gate.entered()
+            threads = [team.add(receipt.wait, BOUND), team.add(bus.drain, BOUND)]
+            team.go()
+            for thread in threads:
+                sleeps(thread)
+            assert (engine.sleepers, len(engine.waiting)) == (2, 0)
+            waiting = [bus.emit("waits", receipt), bus.emit("waits", receipt)]
+            soon(lambda: bus.stats().pool.waiting == 2)
+            assert (engine.sleepers, len(engine.waiting)) == (4, 2)
+            with pytest.raises(EventTimeoutError):
+                receipt.wait(0)
+            assert engine.sleepers == 4
+            gate.open()
+            for each in (*waiting, bus.emit("itself", True), bus.emit("nobody")):
+                each.wait(BOUND)
+        assert (engine.sleepers, engine.waiting) == (0, {})
+
+    def test_g18_a_wait_may_be_left_twice(self, bus: EventBus) -> None:
+        """A signal handler that raises at the end of the first time has it done again."""
+        engine = bus._engine
+        with Gate() as gate:
+            bus.on("a", gate)
+            receipt = bus.emit("a")
+            waiter = receipt._waiter()
+            assert not engine.monitor.run(waits.begin, engine, waiter, None, lambda: None)
+            assert repr(waiter) == "<Waiter for the receipt of 'a'>"
+            for _ in range(2):
+                assert not engine.monitor.run(waits.end, engine, waiter)
+                assert engine.sleepers == 0
+
 
 class TestOnALoopsOwnThread:
     @pytest.mark.parametrize("call", ["wait", "request", "cancel", "drain", "close"])
@@ -658,6 +759,10 @@ class TestOnALoopsOwnThread:
             error = asyncio.run(main())
             assert error is not None
             assert "await" in str(error)
+            loops = "would block the event loop that runs in this thread; await it on an AsyncEventBus"
+            whole = {"drain": f"drain() {loops} instead", "close": f"close() {loops}, or close(0)"}
+            whole["cancel"] = f"cancel(wait=True) {loops} instead"
+            assert str(error) == whole.get(call, str(error))
             assert not bus.closed
 
     def test_g8_what_has_nothing_to_wait_for_is_fine_there(self, bus: EventBus) -> None:
@@ -692,8 +797,10 @@ class TestSpace:
         assert [each[1].status for each in outcomes] == [Status.DELIVERED] * 5  # that delivery alone
         for each in outcomes[2:]:
             assert isinstance(each[0].error, MailboxFullError)
-            assert "filler" in str(each[0].error)
-            assert " -> " in str(each[0].error)
+            assert str(each[0].error) == (
+                "waiting for space in the mailbox of filler would never end: filler (a) -> filler (a);"
+                " the delivery of 'a' was rejected"
+            )
         assert other.items == ["start", 0, 1, 2, 3, 4]
 
     def test_g8_a_cycle_of_two_full_mailboxes(self, bus: EventBus) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import os
 import re
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -18,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, dies, settled, sleeps, soon, threads_of
+from kit import BOUND, LONG, Gate, Log, Team, dies, past, settled, sleeps, soon, threads_of
+from kit_process import SAY, begin, kill
 
-from eventbus import BusClosedError, CloseReport, EventBus, EventTimeoutError, Receipt, Status
-from eventbus._engine import dispatcher, primitives, timer
+from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, EventTimeoutError, Receipt, Status
+from eventbus._engine import dispatcher, draining, primitives, timer
+from eventbus_async import AsyncEventBus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +120,52 @@ class TestDrain:
             gate.open()
             bus.drain(BOUND)
             assert statuses(*receipts) == ["delivered"] * 2
+
+    @pytest.mark.parametrize(("handlers", "more"), [(1, ""), (10, ""), (11, " and 1 more"), (13, " and 3 more")])
+    def test_g10_the_message_of_a_drain_that_ran_out_is_whole(self, bus: EventBus, handlers: int, more: str) -> None:
+        """It names ten at most."""
+        with Gate() as gate:
+            names = [f"h{n}" for n in range(handlers)]
+            for name in names:
+                bus.on("a", gate, name=name)
+            bus.emit("a")
+            with pytest.raises(EventTimeoutError) as caught:
+                bus.drain(0)
+        shown = ", ".join(f"{name} (a)" for name in names[:10])
+        assert str(caught.value) == f"after 0 s the bus 'test' still has: {shown}{more}"
+
+    def test_g10_what_was_overdue_may_be_settled_by_the_time_it_is_told(self, bus: EventBus) -> None:
+        assert draining.overdue(bus._engine, 0.25) == "after 0.25 s the bus 'test' still has: nothing any more"
+
+    def test_g12_a_drain_in_the_midst_of_the_buss_own_work_is_refused(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            bus.on("a", gate)
+            bus.emit("a")
+
+            def within() -> str:
+                with pytest.raises(DeadlockError) as caught:
+                    bus.drain(0)
+                return str(caught.value)
+
+            assert bus._engine.monitor.run(within).startswith("cannot wait for the drain of the bus here: ")
+
+    def test_g18_the_bus_keeps_nothing_of_drains_that_have_ended(self, bus: EventBus) -> None:
+        """Those within handlers want to be told of each settling, others of the last alone."""
+        engine = bus._engine
+        with Gate() as gate, Team() as team:
+            bus.on("a", gate)
+            bus.on("drains", lambda _: bus.drain(BOUND), concurrency=2)
+            bus.emit("a")
+            thread = team.add(bus.drain, BOUND)
+            team.go()
+            sleeps(thread)
+            assert (len(engine.drains), engine.keen) == (1, 0)
+            receipts = [bus.emit("drains"), bus.emit("drains")]
+            soon(lambda: len(engine.drains) == 3, "both drains within handlers")
+            assert engine.keen == 2
+            gate.open()
+            assert statuses(*receipts) == ["delivered"] * 2
+        assert (engine.drains, engine.keen) == ([], 0)
 
     def test_g10_several_threads_drain_at_once(self, bus: EventBus) -> None:
         with Gate() as gate, Team() as team:
@@ -244,6 +288,21 @@ class TestDrainInAHandler:
 
         bus.on("a", handler)
         assert bus.emit("a").wait(BOUND).results() == [10]
+
+    def test_g10_it_does_not_wait_for_what_came_later(self, bus: EventBus) -> None:
+        with Gate() as early, Gate() as late:
+            bus.on("early", early)
+            bus.on("late", late)
+            bus.on("drains", lambda _: bus.drain(BOUND))
+            bus.emit("early")
+            receipt = bus.emit("drains")
+            soon(lambda: bus.stats().pool.waiting == 1)
+            later = bus.emit("late")
+            late.entered()
+            assert not receipt.done
+            early.open()
+            assert statuses(receipt) == ["delivered"]
+            assert not later.done
 
     def test_g10_an_inline_handler_drains_too(self, bus: EventBus) -> None:
         log = Log()
@@ -502,6 +561,93 @@ class TestClosed:
             assert bus.closed
             assert receipt.outcomes[0].status is Status.CANCELLED
 
+    def test_g10_all_that_is_left_is_counted_and_all_that_are_stuck_are_named(self) -> None:
+        """Inline handlers in anybody's thread included; nobody's turn comes again."""
+        with EventBus("left") as bus, Gate() as gate, Team() as team:
+            bus.on("a", gate, name="one", concurrency=2)
+            bus.on("b", gate, name="inline", inline=True)
+            ended = bus.on("c", gate, name="draining", timeout=LONG)
+            receipts = [bus.emit("a"), bus.emit("a"), bus.emit("c"), bus.emit("c")]
+            emitter = team.add(bus.emit, "b")
+            team.go()
+            gate.entered(4)
+            with pytest.raises(EventTimeoutError):
+                ended.cancel(drain=True, timeout=0)
+            assert bus.close(0) == CloseReport(5, ("one", "one", "inline", "draining"))
+            assert statuses(*receipts) == ["cancelled"] * 4
+            assert repr(ended).endswith("ended>")
+            gate.open()
+            emitter.join(BOUND)
+            assert statuses(team.results[0]) == ["cancelled"]
+
+    def test_g10_what_is_pending_without_a_loop_is_counted_too(self) -> None:
+        bus = EventBus("homeless")
+        facade = AsyncEventBus(bus)
+
+        async def never(_: Any) -> None: ...
+
+        facade.on("a", never)
+        facade.on("a", never)
+        receipts = [bus.emit("a"), bus.emit("a")]
+        assert bus.close(BOUND) == CloseReport(4, ())
+        assert statuses(*receipts) == ["cancelled"] * 4
+
+    def test_g10_threads_that_are_idle_are_waited_for_and_others_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        joined: list[str] = []
+        join = primitives.join_thread
+        stand_in = threading.Thread(name="joins-timer")  # the timer's own may have ended by itself
+
+        def note(thread: threading.Thread, timeout: float) -> bool:
+            joined.append(thread.name)
+            return thread is stand_in or join(thread, BOUND)
+
+        monkeypatch.setattr(primitives, "join_thread", note)
+        with EventBus("joins", workers=2) as bus, Gate() as gate:
+            meet = threading.Barrier(2)
+            bus.on("a", lambda _: meet.wait(BOUND) and None, concurrency=2)
+            bus.on("stuck", gate)
+            for receipt in (bus.emit("a"), bus.emit("a")):
+                receipt.wait(BOUND)
+            soon(lambda: bus.stats().pool.idle == 2)
+            bus.emit("stuck")
+            gate.entered()
+            bus._engine.timer.thread = stand_in
+            assert bus.close(0).stuck != ()
+            stuck = [thread.name for thread in threads_of("joins") if "timer" not in thread.name]
+            assert len(stuck) == 1
+            assert sorted([*joined, *stuck]) == ["joins-1", "joins-2", "joins-timer"]
+
+    def test_g10_a_handler_past_its_time_out_that_closes_is_not_called_stuck(self) -> None:
+        bus = EventBus("late")
+        reports: list[CloseReport] = []
+        with Gate() as gate:
+            bus.on("a", lambda payload: gate(payload) or reports.append(bus.close(0)), timeout=LONG)
+            past(bus, gate, bus.emit("a"))
+            gate.open()
+            soon(lambda: reports)
+        assert reports == [CloseReport()]
+
+    def test_g12_one_in_the_midst_of_the_buss_own_work_is_made_in_a_thread_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """For it has to wait."""
+        started: list[str] = []
+        start = primitives.start_thread
+
+        def note(target: Callable[[], None], name: str) -> threading.Thread:
+            started.append(name)
+            return start(target, name)
+
+        monkeypatch.setattr(primitives, "start_thread", note)
+        with EventBus("amid") as bus, Gate() as gate:
+            bus.on("a", gate, name="stuck")
+            receipt = bus.emit("a")
+            gate.entered()
+            assert bus._engine.monitor.run(bus.close, 0) == CloseReport()
+            assert statuses(receipt) == ["cancelled"]
+            assert bus.close(0) == CloseReport(1, ("stuck",))
+            assert "amid-close" in started
+
     def test_g10_emitters_that_wait_for_space_are_woken(self) -> None:
         with EventBus("space") as bus, Gate() as gate, Team() as team:
             subscription = bus.on("a", gate, max_pending=1)
@@ -758,28 +904,17 @@ import atexit, logging, sys, threading, time
 from eventbus import *
 logging.basicConfig(format="LOG %(message)s")
 
-def say(*what):
-    sys.stdout.write(" ".join(map(str, what)) + "\\n")  # in one go: several threads do
-    sys.stdout.flush()
-
 def stuck(payload):
     say("stuck")
     threading.Event().wait(60)
 """
+PRELUDE += SAY
 
 
 def program(text: str, code: int = 0, within: float = 15.0) -> tuple[str, float]:
     """Run a program that prints "end" as its last line of code; its output, and how long the exit took after that."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-X", "faulthandler", "-c", PRELUDE + textwrap.dedent(text) + '\nsay("end")\n'],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
-    killer = threading.Timer(within, os.killpg, (process.pid, signal.SIGKILL))
+    process = begin(textwrap.dedent(text) + '\nsay("end")\n', PRELUDE)
+    killer = threading.Timer(within, kill, (process,))
     killer.start()
     output = []
     ended = None

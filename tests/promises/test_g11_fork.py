@@ -7,18 +7,13 @@ with its whole process group.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
+from kit_process import begin, end
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
 
 BOUND = 20.0
-ROOT = Path(__file__).resolve().parents[2]
 
 PRELUDE = """
 import os, sys, threading, warnings, traceback
@@ -45,22 +40,7 @@ def forked(child):
 
 
 def run(program: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(program)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-    )
-    try:
-        output, _ = process.communicate(timeout=BOUND)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"hangs:\n{output}")
-    assert process.returncode == 0, output
+    end(begin(program, PRELUDE), BOUND)
 
 
 def test_a_used_bus_works_in_the_child_and_in_the_parent() -> None:

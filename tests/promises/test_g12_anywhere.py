@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import gc
+import inspect
 import itertools
 import logging
 import signal
@@ -988,6 +989,48 @@ def test_an_inline_handler_of_a_call_that_was_put_off_is_user_code() -> None:
         with in_the_midst("_admit", intrude):
             bus.emit("other")
         assert counts == [1, 1]
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["threads", "inline"])
+def test_one_interruption_may_make_thousands_of_calls(inline: bool) -> None:
+    """Each takes effect, in order (G4), and none within another, which the stack would not bear."""
+    given: dict[str, Any] = {"inline": True} if inline else {"max_pending": None}
+    came: list[int] = []
+    depths: list[int] = []
+    numbers = range(2 * sys.getrecursionlimit())
+
+    def note(number: int) -> None:
+        came.append(number)
+        depths.append(len(inspect.stack(0)))
+
+    with EventBus() as bus:
+        bus.on("late", note, **given)
+        with in_the_midst("_admit", lambda: [bus.emit("late", number) for number in numbers]):
+            bus.emit("other")
+        bus.drain(BOUND)
+    assert came == list(numbers)
+    assert max(depths) == min(depths) or not inline
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["threads", "inline"])
+def test_thousands_of_calls_may_emit_in_turn(inline: bool) -> None:
+    """As before, where each inline handler emits, too."""
+    given: dict[str, Any] = {"inline": True} if inline else {"max_pending": None}
+    came: list[int] = []
+    children: list[int] = []
+    numbers = range(2 * sys.getrecursionlimit())
+    with EventBus() as bus:
+
+        def note(number: int) -> None:
+            came.append(number)
+            bus.emit("child", number)
+
+        bus.on("late", note, **given)
+        bus.on("child", children.append, **given)
+        with in_the_midst("_admit", lambda: [bus.emit("late", number) for number in numbers]):
+            bus.emit("other")
+        bus.drain(BOUND)
+    assert came == children == list(numbers)
 
 
 def test_it_is_taken_for_the_code_that_it_interrupts() -> None:

@@ -11,7 +11,7 @@ import pytest
 from kit import BOUND
 from pydantic import BaseModel, ConfigDict, PrivateAttr, computed_field, field_validator
 
-from eventbus import Event, EventBus, HandlerTypeError, PayloadError, Status
+from eventbus import Event, EventBus, HandlerError, HandlerTypeError, PayloadError, Status
 
 
 class Inner(BaseModel):
@@ -500,6 +500,29 @@ def test_a_plain_function_that_returns_an_awaitable_fails_its_delivery(bus: Even
 
     with pytest.raises(HandlerTypeError, match="awaitable"):
         given(bus, lambda payload: coroutine(), 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"inline": True}], ids=str)
+@pytest.mark.parametrize("alone", [True, False])
+def test_g15_its_error_says_all_that_there_is_to_know_each_time(options: dict[str, Any], alone: bool) -> None:
+    told: list[HandlerError] = []
+
+    async def coroutine() -> None:
+        """Never run."""
+
+    with EventBus(on_error=told.append) as bus:
+        bus.on("t", lambda payload: coroutine(), name="forgetful", **options)
+        if not alone:
+            bus.on("t", lambda payload: None)
+        for _ in range(3):  # the first ones are made in steps
+            outcome = bus.emit("t").wait(BOUND).outcomes[0]
+        assert (outcome.status, outcome.value) == (Status.FAILED, None)
+        assert str(outcome.error) == (
+            "the plain function forgetful returned an awaitable (coroutine), which nobody awaits; make the handler"
+            " `async def` and register it on eventbus_async.AsyncEventBus"
+        )
+    assert len(told) == 3
+    assert told[2].error is outcome.error
 
 
 def test_a_plain_function_that_returns_an_awaitable_that_cannot_be_closed_fails_too(bus: EventBus) -> None:

@@ -7,9 +7,10 @@ import threading
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate
+from kit import BOUND, Gate, soon
 
 from eventbus import Event, EventBus, EventCycleError, EventTimeoutError, Status
+from eventbus._engine import engine
 
 
 class Trail:
@@ -79,6 +80,24 @@ def test_a_thread_that_a_handler_starts_inherits_only_with_its_context(bus: Even
     bus.drain(BOUND)
     assert trail["inherited"].parent_id == trail["a"].id
     assert trail["alone"].parent_id is None
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"inline": True}], ids=str)
+def test_what_comes_after_the_end_of_a_handler_keeps_its_parents(
+    bus: EventBus, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
+    trail = Trail(bus)
+    contexts: list[contextvars.Context] = []
+    bus.on("a", lambda payload: bus.emit("b"))
+    last = bus.on("b", lambda payload: contexts.append(contextvars.copy_context()), **options)
+    for number in range(1, 4):  # the first ones are settled in steps, as are those that somebody waits for
+        bus.emit("a")
+        soon(lambda number=number: bus.stats().subscriptions[last.id].delivered == number)
+    contexts[2].run(bus.emit, "late").wait(BOUND)
+    bus.drain(BOUND)
+    late = trail["late"]
+    assert (late.parent_id, late.root_id, late.depth) == (trail["b"].id, trail["a"].id, 2)
 
 
 def test_an_event_of_another_bus_is_a_cause_as_well(bus: EventBus) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kit import BOUND
 
-from eventbus import EventBus, NotRegisteredError
+from eventbus import EventBus, EventSynchronizer, NotRegisteredError
 from eventbus._engine import registry
 
 
@@ -111,6 +111,16 @@ class TestOff:
         assert bus.off(subscription) == 1
         assert bus.off(subscription) == 0
         assert not subscription.active
+
+    def test_what_synchronizers_have_registered_stays(self, bus: EventBus) -> None:
+        with EventSynchronizer(bus) as synchronizer:
+            bus.on("a", one)
+            assert bus.remove_all_listeners() == 1
+            assert bus.remove_all_listeners("**") == 0
+            with pytest.raises(NotRegisteredError):
+                bus.off("**")
+            bus.emit("a", 1)
+            assert synchronizer.wait_for_event("a", timeout=0) == 1
 
     @pytest.mark.parametrize("method", ["off", "remove_listener"])
     def test_it_raises_where_nothing_matches_now(self, bus: EventBus, method: str) -> None:
