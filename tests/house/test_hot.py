@@ -1368,6 +1368,45 @@ def test_what_a_signal_handler_raises_during_a_collection_is_not_lost(path: bool
     del heap
 
 
+def nothing(payload: Any) -> None:
+    pass
+
+
+def test_one_that_is_settled_as_it_is_claimed_leaves_its_mailbox(path: bool) -> None:
+    """G10: by what the last event's payload does at its end, in a thread that was just woken."""
+    reports: list[Any] = []
+    ended = threading.Event()
+
+    class Closing:
+        def __del__(self) -> None:
+            reports.append(bus.close(0))
+            ended.set()
+
+    with EventBus() as bus:
+        subscription = bus.on("topic", nothing)
+        bus.on("inline", same, inline=True)
+        pool = bus._engine.dispatcher
+        bus.emit("topic").wait(BOUND)
+        soon(lambda: len(pool.idle) == 1)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(BOUND)
+        try:
+            bus.emit("inline")  # that one's latencies are sampled, perhaps, and those of the others then not
+            receipts = [bus.emit("topic", Closing()), bus.emit("topic"), bus.emit("topic")]
+        finally:
+            sys.setswitchinterval(before)
+        assert ended.wait(BOUND)
+        assert [receipt.wait(BOUND).outcomes[0].status for receipt in receipts] == [
+            Status.DELIVERED,
+            Status.CANCELLED,
+            Status.CANCELLED,
+        ]
+        assert [report.cancelled for report in reports] == [2]
+        soon(lambda: not subscription._box.running)
+        assert not subscription.cancel(wait=True, timeout=BOUND)
+        assert bus.stats().totals.running == 0
+
+
 # The same outcomes
 
 
