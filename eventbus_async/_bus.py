@@ -35,6 +35,7 @@ from eventbus.lowlevel import (
     hot,
     methods_to_register,
     overdue,
+    primitives,
     quiet_waiter,
     refuse_bare,
     stream_options,
@@ -547,8 +548,12 @@ class AsyncEventBus:
             engine.look(engine.timer.at, limit, cut)
 
         async def closed() -> CloseReport:
+            until = primitives.monotonic() + (limit or 0.0)
             for waiter in waiters:
-                await Waiting(engine, again(waiter), limit)
+                left = None if limit is None else max(0.0, until - primitives.monotonic())
+                await Waiting(engine, again(waiter), left)
+            if limit is not None:
+                engine.look(cut)  # this time may be up before the timer's
             stuck = [box.name for box in boxes if box.running]
             return CloseReport(cancelled[0], tuple(stuck))
 

@@ -150,6 +150,7 @@ def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException |
             f"the plain function {delivery.box.name} returned an awaitable ({kind}), which nobody"
             " awaits; make the handler `async def` and register it on eventbus_async.AsyncEventBus"
         )
+        value = None
     if error is None:
         return Status.DELIVERED, value, None, took  # pyright: ignore[reportUnknownVariableType]
     if isinstance(error, TooLate):

@@ -454,6 +454,26 @@ def test_g10_a_facade_of_a_given_core_cancels_what_is_left_when_its_time_is_up()
     run(main())
 
 
+def test_g10_a_facade_of_a_given_core_has_its_time_once_however_many_are_stuck() -> None:
+    async def main() -> None:
+        core = EventBus("shared")
+        bus = AsyncEventBus(core)
+        gate = AsyncGate()
+        names = [f"slow-{number}" for number in range(20)]
+        for name in names:
+            bus.on("a", gate, name=name)
+        receipt = bus.emit("a")
+        await gate.entered(20)
+        async with asyncio.timeout(1.0):  # and not twenty times as long
+            report = await bus.close(0.1)
+        assert (report.cancelled, sorted(report.stuck)) == (0, sorted(names))
+        gate.open()
+        await receipt
+        await asyncio.to_thread(core.close)
+
+    run(main())
+
+
 def test_g10_a_close_of_zero_seconds_of_a_facade_of_a_given_core() -> None:
     """What has not begun is cancelled at the call; closing again gives the same end."""
 

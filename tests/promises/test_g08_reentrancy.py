@@ -544,6 +544,7 @@ class TestCycles:
             return bus.request("second", None, BOUND) if payload == "start" else "first"
 
         def second(_: Any) -> str:
+            soon(lambda: bus.stats().pool.waiting == 1)  # or the first would be told
             errors.append(told(lambda: bus.request("first")))
             return "second"
 

@@ -13,6 +13,7 @@ import pytest
 from kit import BOUND
 
 from eventbus import EventBus
+from eventbus._engine import dispatcher
 
 variable: ContextVar[Any] = ContextVar("variable", default="unset")
 
@@ -139,8 +140,9 @@ def test_the_event_drops_its_context_once_settled() -> None:
         gc.enable()
 
 
-def test_the_buss_own_threads_run_in_an_empty_context() -> None:
+def test_the_buss_own_threads_run_in_an_empty_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was set when a thread was started is not kept alive by it, nor seen in it."""
+    monkeypatch.setattr(dispatcher, "IDLE_SECONDS", 60.0)
     value = Value()
     alive = weakref.ref(value)
     token = variable.set(value)

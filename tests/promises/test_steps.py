@@ -168,7 +168,6 @@ class TestBroken:
         call, following = Broken(99), Broken(0)
 
         def step() -> None:
-            monitor.deferred[threading.get_ident()] = deque()
             monitor.defer(call)
             monitor.defer(following)
 
