@@ -28,7 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, dies, settled, soon, threads_of
+from kit import BOUND, Gate, Team, dies, settled, sleeps, soon, threads_of
 from pydantic import BaseModel
 
 import eventbus
@@ -128,6 +128,55 @@ def test_it_takes_the_place_of_the_python(path: bool, monkeypatch: pytest.Monkey
         assert told["emit"] == 400
         assert told["run_inline"] > 190
         assert told["turn"] > 0
+
+
+def test_the_oldest_is_dropped(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3, G9: where a mailbox is full the new one takes its place; if somebody waits for it, by a step."""
+    steps: list[int] = []
+    follow_up = Engine.follow_up
+
+    def note(*args: Any) -> None:
+        steps.append(1)
+        follow_up(*args)
+
+    monkeypatch.setattr(Engine, "follow_up", note)
+    freed: list[int | None] = []
+    with EventBus() as bus, Gate() as gate:
+
+        class Payload:
+            def __del__(self) -> None:  # it comes as soon as the drop is over, and may emit
+                freed.append(bus.emit("freed").deliveries)
+
+        bus.on("topic", gate, overflow="drop_oldest", max_pending=2)
+        other = bus.on("topic", lambda payload: None)
+        bus.emit("topic", 0)
+        gate.entered()
+        receipts = [bus.emit("topic", number) for number in (1, 2)]
+        receipts.append(bus.emit("topic", Payload()))
+        soon(lambda: other.stats().delivered == 4)
+        assert not freed
+        receipts += [bus.emit("topic", number) for number in (4, 5)]
+        assert freed == [0]
+        soon(lambda: other.stats().delivered == 6)
+        steps.clear()
+        assert [receipt.done for receipt in receipts] == [True] * 3 + [False] * 2
+        assert [each.status.value for each in receipts[0].outcomes] == ["dropped", "delivered"]
+        assert (receipts[0].outcomes[0].duration, receipts[0].outcomes[0].value) == (0.0, None)
+        with Team() as team:
+            waiting = team.add(receipts[3].wait, BOUND)
+            team.go()
+            sleeps(waiting)
+            bus.emit("topic", 6)  # somebody waits for what is dropped
+            assert len(steps) == 1 or not path
+            steps.clear()
+        bus.emit("topic", 7)
+        assert not steps
+        gate.open()
+        bus.drain(BOUND)
+        assert gate.received == [0, 6, 7]
+        stats = bus.stats().totals
+        assert (stats.dropped, stats.delivered) == (5, 8 + 3)
+    settled(bus)
 
 
 def test_it_takes_the_place_of_the_python_on_a_loop(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,6 +302,15 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
             Py_DECREF(nothing);
             continue;
         }
+        if (drop_oldest(s, engine, box, delivery)) {
+            if (is_true(box, s->b.tracked))
+                track_both(s, delivery, receipt);
+            Py_XDECREF(given);
+            Py_XDECREF(held);
+            idle = idle || (SLOT(box, s->b.queued) == Py_False &&
+                            length(s, SLOT(box, s->b.running)) < number(box, s->b.concurrency));
+            continue;
+        }
         /* It asks for a step; the others need not wait for that. */
         if (!is_a(SLOT(box, s->b.executor), s->Dispatcher))
             track_both(s, delivery, receipt);
