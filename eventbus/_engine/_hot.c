@@ -104,6 +104,7 @@ release(void *module)
         Py_CLEAR(s->clocks[which].name);
     Py_CLEAR(s->ident);
     Py_CLEAR(s->mapping);
+    Py_CLEAR(s->raised);
 }
 
 static PyModuleDef_Slot slots[] = {

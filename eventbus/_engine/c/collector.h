@@ -55,17 +55,38 @@ allocate(PyTypeObject *type)
     return made;
 }
 
+/* Raise it in the main thread. */
+static int
+raise_later(void *error)
+{
+    set_error(error);
+    return -1;
+}
+
 /* collects(phase, info): stands in gc.callbacks; before a full collection it has shown what is pending for loops that do
-   not run. In C, or a signal that came during a collection would have its handler run here, and what that raises lost. */
+   not run. In C, or a signal that came during a collection would have its handler run here. What that raises would be
+   lost within a collection: if it comes just as Python code looks at the loops, it is raised when that has ended. */
 static PyObject *
 collects(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     State *s = PyModule_GetState(module);
-    if (count != 2 || s->LoopExecutor == NULL || !PyUnicode_Check(args[0]) || !PyDict_Check(args[1]) ||
-        PyUnicode_CompareWithASCIIString(args[0], "start") != 0)
+    if (count != 2 || s->LoopExecutor == NULL || !PyUnicode_Check(args[0]) || !PyDict_Check(args[1]))
         Py_RETURN_NONE;
+    if (PyUnicode_CompareWithASCIIString(args[0], "start") != 0) {
+        PyObject *error = s->raised;
+        s->raised = NULL;
+        if (error != NULL && Py_AddPendingCall(raise_later, error) < 0) {
+            set_error(error);
+            return NULL;
+        }
+        Py_RETURN_NONE;
+    }
     PyObject *generation = PyDict_GetItemString(args[1], "generation");
     if (generation == NULL || !PyLong_CheckExact(generation) || PyLong_AsLong(generation) != 2)
         Py_RETURN_NONE;
-    return PyObject_CallNoArgs(s->show_still);
+    PyObject *nothing = PyObject_CallNoArgs(s->show_still);
+    if (nothing == NULL)
+        Py_XSETREF(s->raised, take_error());
+    Py_XDECREF(nothing);
+    Py_RETURN_NONE;
 }

@@ -116,6 +116,7 @@ typedef struct {
     PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
     PyObject *ident;
     PyObject *mapping; /* the type of what contexts hold, or NULL */
+    PyObject *raised;  /* within a collection, by a signal handler; or NULL */
     NAMES(OBJECT)
     Clock clocks[CLOCKS];
     unsigned long seen[CLOCKS]; /* how often the seam had changed when a clock was last looked up and was itself */
