@@ -43,7 +43,7 @@ from eventbus.lowlevel import (
 
 from ._await import Acted, Count, Receipt, Waiting, again
 from ._binding import Binding, actor, check_loop
-from ._runner import EAGERS, SLICE, LoopExecutor, Slot, as_coroutine, swap_task
+from ._runner import EAGERS, SLICE, LoopExecutor, Slot, as_coroutine, show_still, swap_task
 from ._scope import Scope
 from ._stream import Stream
 from ._subscription import Subscription
@@ -616,6 +616,7 @@ hot.bind_loops(
         "as_coroutine": as_coroutine,
         "mend_slot": LoopExecutor.mend_slot,
         "running_loop": asyncio._get_running_loop,
+        "show_still": show_still,
         "swap_task": swap_task,
     }
 )

@@ -24,7 +24,6 @@ Owner: the bus's monitor, but for ``scheduled``, ``ident``, ``eagers``, ``since`
 from __future__ import annotations
 
 import asyncio
-import gc
 import types
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -57,14 +56,14 @@ from ._bridge import Bridge
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Generator, Iterable
 
     from eventbus.lowlevel import Engine, Mailbox, Waiter
 
 # What the hot path in C could not end by itself, see drain() in _hot.c.
 _Came: TypeAlias = "tuple[Delivery, Any, BaseException | None] | bool | Mailbox | None"
 
-__all__ = ["EAGERS", "SLICE", "LoopExecutor", "Slot", "as_coroutine", "executor_of", "swap_task"]
+__all__ = ["EAGERS", "SLICE", "LoopExecutor", "Slot", "as_coroutine", "executor_of", "show_still", "swap_task"]
 
 SLICE = 0.004  # seconds that handlers may take of one pass of the loop before others have their turn
 EAGERS = 256  # awaits in a row that are served without a pass of the loop
@@ -882,20 +881,15 @@ def _swap_task(loop: AbstractEventLoop, task: Any) -> Any:  # pragma: no cover -
 swap_task: Any = getattr(asyncio.tasks, "_swap_current_task", _swap_task)
 
 
-def _before_collection(phase: str, info: Mapping[str, int]) -> None:
-    """What is pending for a loop that was stopped or closed is perhaps held by nobody: a full collection sees it (G18).
+def show_still() -> None:
+    """Before a full collection: what is pending for a loop that was stopped or closed is perhaps held by nobody (G18).
 
     It may come in the midst of a step, as a finalizer does; what hides it is the hot path in C, which wants a GIL.
     """
-    if phase == "start" and info["generation"] == 2:
-        for engine in living():
-            for executor in tuple(engine.executors):
-                if isinstance(executor, LoopExecutor) and executor.stands_still():
-                    executor.show()
-
-
-if hot.track is not None:
-    gc.callbacks.append(_before_collection)
+    for engine in living():
+        for executor in tuple(engine.executors):
+            if isinstance(executor, LoopExecutor) and executor.stands_still():
+                executor.show()
 
 
 def executor_of(engine: Engine, loop: AbstractEventLoop) -> LoopExecutor:

@@ -215,6 +215,7 @@ class Worker:
                 if self not in pool.alive:
                     return  # the child of a fork, made in that handler
                 delivery = step(pool.advance, self, delivery, status, value, error, took)
+                self.cell[0] = None  # nobody's any more, if the hot path in C has left one there
             if self not in pool.alive:
                 return  # as above
             # Nothing of the last delivery may be kept alive by this frame while it sleeps (G18).
@@ -294,11 +295,11 @@ class Worker:
 
     def _follow(self, came: _Came) -> Delivery | None:  # pragma: no cover - for the hot path in C
         """After a run of the hot path in C; gives what to run after that."""
+        if isinstance(came, Delivery):
+            return came  # it still stands in the cell, by which its mailbox knows it
         try:
             if isinstance(came, tuple):
                 return self._judge(*came)
-            if isinstance(came, Delivery):
-                return came
             pool = self.executor
             return pool.engine.monitor.run(pool.proceed, self, came)
         finally:

@@ -36,7 +36,7 @@ from .._errors import (
     SubscriptionError,
 )
 from .._values.handler import HandlerSpec, describe, same_handler
-from .._values.options import UNSET, check_options
+from .._values.options import UNSET, Options, check_options
 from .._values.payload import PLAIN, to_plain
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_pattern, check_patterns, topic_models
@@ -60,7 +60,7 @@ from .waits import Waiter, deadlock, notify, sleep, stuck_on
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from .._values.options import BusOptions, Options
+    from .._values.options import BusOptions
     from .._values.topic import Topic
     from .dispatcher import Executor
     from .subscription import Handle
@@ -1093,12 +1093,14 @@ hot.bind(
         "HandlerSpec": HandlerSpec,
         "Mailbox": Mailbox,
         "Monitor": Monitor,
+        "Options": Options,
         "Receipt": Receipt,
         "Registry": Registry,
         "Route": Route,
         "Tally": Tally,
         "Worker": Worker,
         "DELIVERED": Status.DELIVERED,
+        "DROPPED": Status.DROPPED,
         "NOBODY": NOBODY,
         "NO_COUNTS": NO_COUNTS,
         "PLAIN": PLAIN,

@@ -6,6 +6,7 @@ other interpreters than CPython, and where the environment has ``EVENTBUS_PURE=1
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,11 @@ def language() -> str:
 
 
 def bind_loops(names: Mapping[str, Any]) -> None:
-    """The same for those of the facade."""
+    """The same for those of the facade, and have the collector ask for what is hidden from it."""
     if module is not None:
         module.bind_loops(names)
+        if module.collects not in gc.callbacks:
+            gc.callbacks.append(module.collects)
 
 
 def quicken(face: type[Any], make: type[Any]) -> None:

@@ -10,7 +10,8 @@ TEXT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 SOURCES = {
     path: path.read_text(encoding="utf-8")
     for each in ("eventbus", "eventbus_async")
-    for path in sorted((ROOT / each).rglob("*.py")) + sorted((ROOT / each).rglob("*.c"))
+    for path in sorted((ROOT / each).rglob("*.*"))
+    if path.suffix in (".py", ".c", ".h")
 }
 QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
 

@@ -14,6 +14,7 @@ import inspect
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -21,12 +22,13 @@ import textwrap
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, dies, settled, soon, threads_of
+from kit import BOUND, Gate, Team, dies, settled, sleeps, soon, threads_of
 from pydantic import BaseModel
 
 import eventbus
@@ -84,8 +86,11 @@ def test_where_it_is_built_it_is_used() -> None:
 @pytest.mark.skipif(not BUILT.with_name("_hot.c").exists(), reason="installed without its source")
 def test_what_is_built_in_place_is_built_from_this_source() -> None:
     """Of an editable install: nothing builds it anew when the source changes, and all else here would judge the old."""
-    source, built = (path.stat().st_mtime for path in (BUILT.with_name("_hot.c"), BUILT))
-    assert built > source - 60, "eventbus/_engine/_hot.c is newer than what is built of it: pip install -e . again"
+    sources = [BUILT.with_name("_hot.c"), *(BUILT.parent / "c").iterdir()]
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    assert BUILT.stat().st_mtime > newest.stat().st_mtime - 60, (
+        f"{newest} is newer than {BUILT}: pip install -e . again"
+    )
 
 
 def test_it_takes_the_place_of_the_python(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +128,55 @@ def test_it_takes_the_place_of_the_python(path: bool, monkeypatch: pytest.Monkey
         assert told["emit"] == 400
         assert told["run_inline"] > 190
         assert told["turn"] > 0
+
+
+def test_the_oldest_is_dropped(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G3, G9: where a mailbox is full the new one takes its place; if somebody waits for it, by a step."""
+    steps: list[int] = []
+    follow_up = Engine.follow_up
+
+    def note(*args: Any) -> None:
+        steps.append(1)
+        follow_up(*args)
+
+    monkeypatch.setattr(Engine, "follow_up", note)
+    freed: list[int | None] = []
+    with EventBus() as bus, Gate() as gate:
+
+        class Payload:
+            def __del__(self) -> None:  # it comes as soon as the drop is over, and may emit
+                freed.append(bus.emit("freed").deliveries)
+
+        bus.on("topic", gate, overflow="drop_oldest", max_pending=2)
+        other = bus.on("topic", lambda payload: None)
+        bus.emit("topic", 0)
+        gate.entered()
+        receipts = [bus.emit("topic", number) for number in (1, 2)]
+        receipts.append(bus.emit("topic", Payload()))
+        soon(lambda: other.stats().delivered == 4)
+        assert not freed
+        receipts += [bus.emit("topic", number) for number in (4, 5)]
+        assert freed == [0]
+        soon(lambda: other.stats().delivered == 6)
+        steps.clear()
+        assert [receipt.done for receipt in receipts] == [True] * 3 + [False] * 2
+        assert [each.status.value for each in receipts[0].outcomes] == ["dropped", "delivered"]
+        assert (receipts[0].outcomes[0].duration, receipts[0].outcomes[0].value) == (0.0, None)
+        with Team() as team:
+            waiting = team.add(receipts[3].wait, BOUND)
+            team.go()
+            sleeps(waiting)
+            bus.emit("topic", 6)  # somebody waits for what is dropped
+            assert len(steps) == 1 or not path
+            steps.clear()
+        bus.emit("topic", 7)
+        assert not steps
+        gate.open()
+        bus.drain(BOUND)
+        assert gate.received == [0, 6, 7]
+        stats = bus.stats().totals
+        assert (stats.dropped, stats.delivered) == (5, 8 + 3)
+    settled(bus)
 
 
 def test_it_takes_the_place_of_the_python_on_a_loop(path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1087,6 +1141,145 @@ def test_what_a_returned_value_does_at_its_end_is_no_later_handlers(path: bool) 
     assert seen == [None] * 10
 
 
+VARIABLES = [contextvars.ContextVar[Any](f"burst {number}", default=None) for number in range(20)]
+
+
+def values() -> tuple[Any, ...]:
+    return tuple(each.get() for each in VARIABLES)
+
+
+class Burst:
+    """Handlers that do at random with their contexts what may be done; each event says what it was emitted with."""
+
+    def __init__(self, seed: int, inline: bool) -> None:
+        self.random = random.Random(seed)
+        self.inline = inline
+        self.bus: Any = None
+        self.copies: list[tuple[str, contextvars.Context]] = []
+        self.tokens: list[Any] = []
+        self.wrong: list[Any] = []
+        self.children = 0
+
+    def expect(self, found: bool, *what: Any) -> None:
+        if not found:
+            self.wrong.append(what)
+
+    def act(self, event: Event) -> Any:
+        draw = self.random
+        if not self.inline:  # those share the emitter's
+            self.expect(values() == event.payload, "the context", event.seq)
+        delivery = held()
+        self.expect(delivery is not None and delivery.receipt._seq == event.seq, "the delivery", event.seq)
+        for _ in range(draw.choice([0, 0, 1, 2])):
+            variable = draw.choice(VARIABLES)
+            what = draw.randrange(8)
+            copy = contextvars.copy_context()
+            if what == 0:
+                variable.set(draw.random())
+            elif what == 1:
+                self.copies.append((event.id, copy))
+            elif what == 2:
+                copy.run(variable.set, draw.random())
+                self.copies.append((event.id, copy))
+            elif what == 3:
+                copy.run(variable.set, draw.random())
+                self.copies.append((event.id, copy.run(contextvars.copy_context)))
+            elif what == 4:
+                variable.reset(variable.set(1))
+            elif what == 5:
+                self.tokens.append(variable.set(variable.get()))
+            elif what == 6:
+                self.bus.emit("child", event.id)
+            elif what == 7:
+                copy.run(self.bus.emit, "inline child", event.id)
+            del copy
+        self.expect(held() is delivery, "the delivery afterwards", event.seq)
+        return draw.choice([None, 1, [1]])
+
+    def child(self, event: Event) -> None:
+        self.expect(event.payload == event.parent_id, "the parent", event.payload, event.parent_id)
+        self.children += 1
+
+    def emits(self, count: int) -> None:
+        for _ in range(count):
+            if self.random.random() < 0.2:
+                self.random.choice(VARIABLES).set(self.random.random())
+            self.bus.emit(self.random.choice(["topic", "other"]), values())
+
+    def late(self) -> None:
+        for parent, context in self.copies:
+            context.run(self.bus.emit, "child", parent)
+
+
+def run_burst(seed: int, inline: bool) -> Burst:
+    burst = Burst(seed, inline)
+    gate = Gate()
+
+    def handler(event: Event) -> Any:
+        return burst.act(event)
+
+    with EventBus(max_pending=None) as burst.bus, gate:
+        burst.bus.on("gate", gate)
+        for topics in ("topic", ["topic", "other"], "topic"):
+            burst.bus.on(topics, handler, inline=inline)
+        burst.bus.on("child", burst.child)
+        burst.bus.on("inline child", burst.child, inline=True)
+        for _ in range(3):
+            gate.shut()
+            burst.bus.emit("gate")
+            burst.emits(25)
+            gate.open()
+            burst.bus.drain(BOUND)
+        burst.expect(held() is None, "the emitter")
+        burst.late()
+        burst.bus.drain(BOUND)
+    return burst
+
+
+def run_burst_on_a_loop(seed: int) -> Burst:
+    burst = Burst(seed, False)
+
+    async def handler(event: Event) -> Any:
+        suspends = burst.random.random() < 0.1
+        told = burst.act(event)
+        if suspends:
+            delivery = held()
+            await asyncio.sleep(0)
+            burst.expect(held() is delivery, "the delivery of one that was suspended", event.seq)
+        return told
+
+    async def child(event: Event) -> None:
+        burst.child(event)
+
+    async def main() -> None:
+        async with AsyncEventBus(max_pending=None) as burst.bus:
+            for topics in ("topic", ["topic", "other"]):
+                burst.bus.on(topics, handler)
+            burst.bus.on("child", child)
+            burst.bus.on("inline child", burst.child, inline=True)
+            for _ in range(3):
+                burst.emits(25)
+                await burst.bus.drain(BOUND)
+            burst.late()
+            await burst.bus.drain(BOUND)
+
+    asyncio.run(main())
+    return burst
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "run",
+    [partial(run_burst, inline=False), partial(run_burst, inline=True), run_burst_on_a_loop],
+    ids=["threads", "inline", "loop"],
+)
+def test_whatever_handlers_do_with_their_contexts(path: bool, run: Callable[[int], Burst], seed: int) -> None:
+    """G14, G19: each begins with what its event was emitted with, and what it leaves behind stays its own."""
+    burst = contextvars.copy_context().run(run, seed)
+    assert burst.children
+    assert burst.wrong == []
+
+
 # Counters that are counted where they are
 
 
@@ -1203,6 +1396,105 @@ def test_where_others_watch_too_much_clocks_are_looked_up_each_time() -> None:
         [sys.executable, "-c", textwrap.dedent(WATCHED)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "fine\n", (done.returncode, done.stderr)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that send signals")
+def test_what_a_signal_handler_raises_during_a_collection_is_not_lost(path: bool) -> None:
+    """G12: the bus is asked before each collection, and none of its Python is run when that has ended."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Failure
+
+    def collect() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        gc.collect()  # takes longer than that
+
+    callbacks = list(gc.callbacks)
+    # Those of others are in Python: what is raised there is lost indeed.
+    gc.callbacks[:] = [each for each in callbacks if each is getattr(hot.module, "collects", None)]
+    heap = [[number] for number in range(400_000)]
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(Failure):
+            collect()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        gc.callbacks[:] = callbacks
+    del heap
+
+
+@needs_c
+def test_what_is_raised_as_the_bus_looks_at_its_loops_comes_after_the_collection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G12: a signal handler's, for one may run there."""
+    calls: list[int] = []
+
+    def still(self: LoopExecutor) -> bool:
+        calls.append(1)
+        if len(calls) == 1:
+            raise Failure
+        return True
+
+    async def listen() -> AsyncEventBus:
+        bus = AsyncEventBus()
+        bus.on("topic", nothing_async)
+        await bus.emit("topic")
+        return bus
+
+    bus = asyncio.run(listen())
+    assert bus is not None
+    monkeypatch.setattr(LoopExecutor, "stands_still", still)
+    with pytest.raises(Failure):
+        gc.collect()
+        for _ in range(1000):
+            same(0)
+    monkeypatch.undo()
+    asyncio.run(bus.close())
+
+
+def nothing(payload: Any) -> None:
+    pass
+
+
+async def nothing_async(payload: Any) -> None:
+    pass
+
+
+def test_one_that_is_settled_as_it_is_claimed_leaves_its_mailbox(path: bool) -> None:
+    """G10: by what the last event's payload does at its end, in a thread that was just woken."""
+    reports: list[Any] = []
+    ended = threading.Event()
+
+    class Closing:
+        def __del__(self) -> None:
+            reports.append(bus.close(0))
+            ended.set()
+
+    with EventBus() as bus:
+        subscription = bus.on("topic", nothing)
+        bus.on("inline", same, inline=True)
+        pool = bus._engine.dispatcher
+        bus.emit("topic").wait(BOUND)
+        soon(lambda: len(pool.idle) == 1)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(BOUND)
+        try:
+            bus.emit("inline")  # that one's latencies are sampled, perhaps, and those of the others then not
+            receipts = [bus.emit("topic", Closing()), bus.emit("topic"), bus.emit("topic")]
+        finally:
+            sys.setswitchinterval(before)
+        assert ended.wait(BOUND)
+        assert [receipt.wait(BOUND).outcomes[0].status for receipt in receipts] == [
+            Status.DELIVERED,
+            Status.CANCELLED,
+            Status.CANCELLED,
+        ]
+        assert [report.cancelled for report in reports] == [2]
+        soon(lambda: not subscription._box.running)
+        assert not subscription.cancel(wait=True, timeout=BOUND)
+        assert bus.stats().totals.running == 0
 
 
 # The same outcomes

@@ -1,0 +1,168 @@
+/* What inline.py does: handlers that run within the emit. */
+
+static int
+is_ident(PyObject *actor, unsigned long ident)
+{
+    if (actor == NULL || !PyLong_CheckExact(actor))
+        return 0;
+    unsigned long value = PyLong_AsUnsignedLong(actor);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return value == ident;
+}
+
+/* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
+   exception that is no handler's. */
+static PyObject *
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *epoch, PyObject *ident,
+        PyObject *outer, Own *own, double *started)
+{
+    PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
+    PyObject *alone = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyTuple_Pack(1, delivery);
+    PyObject *passing = NULL, *value = NULL, *error = NULL, *took = NULL;
+    PyObject *count = alone == NULL ? NULL : changed(box, s->b.deliveries, 1);
+    if (count == NULL) {
+        PyErr_Clear();
+        Py_CLEAR(alone);
+    }
+    put_again(delivery, s->d.actor, ident);
+    put_again(delivery, s->d.later, s->nobody);
+    put_again(delivery, s->d.epoch, epoch);
+    if (outer != NULL) {
+        put_again(delivery, s->d.outer, outer);
+        put_again(delivery, s->d.worker, SLOT(outer, s->d.worker));
+    }
+    /* Section: an inline delivery begins. */
+    if (alone != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
+        length(s, SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts) {
+        put_again(delivery, s->d.state, s->states[RUNNING]);
+        put_again(delivery, s->d.info, SLOT(box, s->b.info));
+        put_count(box, s->b.deliveries, count, 1);
+        put(box, s->b.running, alone);
+        /* End of section. */
+    }
+    else {
+        Py_XDECREF(alone);
+        Py_XDECREF(count);
+        PyObject *begun = PyObject_CallFunctionObjArgs(s->begin_inline, engine, delivery, NULL);
+        if (begun != Py_True) {
+            if (begun != NULL)
+                passing = Py_NewRef(Py_None);
+            Py_XDECREF(begun);
+            goto finally;
+        }
+        Py_DECREF(begun);
+        *started = read_clock(s, MONOTONIC);
+        if (failed_at(*started))
+            goto finally;
+    }
+    /* In the thread's context, which is the emitter's own. */
+    int is_set;
+    if (PyTuple_GET_SIZE(deliveries) == 1) {
+        PyObject *token = PyContextVar_Set(s->current, delivery);
+        is_set = token != NULL;
+        Py_XDECREF(token);
+    }
+    else if (own->holder != NULL && is_unchanged(s, own, PyThreadState_Get()->context) && own->holder != NULL) {
+        put_again(own->holder, s->h.delivery, delivery);
+        is_set = 1;
+    }
+    else
+        is_set = set_current(s, own, delivery, 1) == 0;
+    if (is_set) {
+        PyObject *spec = Py_NewRef(SLOT(box, s->b.spec));
+        PyObject *given = argument(s, delivery, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
+                                   is_true(spec, s->s.takes_event));
+        if (given != NULL) {
+            value = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
+            Py_DECREF(given);
+        }
+        Py_DECREF(spec);
+    }
+    if (value == NULL)
+        error = take_error();
+    double now = read_clock(s, MONOTONIC);
+    took = failed_at(now) ? NULL : PyFloat_FromDouble(now - *started);
+    if (took == NULL) {
+        PyErr_Clear();
+        took = Py_NewRef(s->no_time);
+    }
+    *started = now;
+    if (value != NULL && is_plain(s, value)) {
+        PyObject *emitter = SLOT(engine, s->e.emitter);
+        passing = turn(s, &s->emitter, engine, emitter, delivery, receipt, box, value, took, 0);
+        if (passing != NULL)
+            goto finally; /* None: there is nothing to claim */
+    }
+    passing = PyObject_CallFunctionObjArgs(s->end_inline, engine, delivery, value == NULL ? Py_None : value,
+                                           error == NULL ? Py_None : error, took, NULL);
+    if (passing != NULL) {
+        *started = read_clock(s, MONOTONIC);
+        if (failed_at(*started))
+            Py_CLEAR(passing);
+    }
+finally:
+    Py_XDECREF(value);
+    Py_XDECREF(error);
+    Py_XDECREF(took);
+    Py_DECREF(box);
+    return passing;
+}
+
+/* A thread's ident as an object; remembered, since mostly one thread asks. */
+static PyObject *
+own_ident(State *s, unsigned long ident)
+{
+    if (s->ident == NULL || !is_ident(s->ident, ident))
+        Py_XSETREF(s->ident, PyLong_FromUnsignedLong(ident));
+    return Py_XNewRef(s->ident);
+}
+
+/* inline.run_inline(). */
+static int
+run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *before)
+{
+    PyObject *cause = held_by(s, before);
+    Own own = {NULL, NULL, NULL, NULL, 0};
+    unsigned long ident = PyThread_get_thread_ident();
+    PyObject *outer = NULL;
+    if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
+        outer = cause;
+    PyObject *actor = own_ident(s, ident);
+    PyObject *passing = Py_NewRef(Py_None);
+    int failed = actor == NULL;
+    double started = failed ? 0.0 : read_clock(s, MONOTONIC);
+    failed = failed || failed_at(started);
+    for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
+        PyObject *ended =
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own, &started);
+        failed = ended == NULL;
+        if (!failed && passing == Py_None)
+            Py_SETREF(passing, Py_NewRef(ended));
+        Py_XDECREF(ended);
+    }
+    PyObject *error = failed ? take_error() : NULL;
+    leave_context(&own);
+    PyObject *token = PyContextVar_Set(s->current, before);
+    if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
+        PyErr_Clear();
+        token = PyContextVar_Set(s->current, before);
+    }
+    Py_XDECREF(token);
+    if (token == NULL) {
+        if (error != NULL)
+            PyErr_Clear();
+        failed = 1;
+    }
+    if (error != NULL)
+        set_error(error);
+    else if (!failed && passing != Py_None) {
+        failed = 1;
+        PyErr_SetObject((PyObject *)Py_TYPE(passing), passing);
+    }
+    Py_XDECREF(actor);
+    Py_DECREF(passing);
+    return failed ? -1 : 0;
+}
