@@ -17,7 +17,7 @@ is_ident(PyObject *actor, unsigned long ident)
    exception that is no handler's. */
 static PyObject *
 run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *epoch, PyObject *ident,
-        PyObject *outer, Own *own, double *started)
+        PyObject *outer, Own *own, PyObject **token, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
     PyObject *alone = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyTuple_Pack(1, delivery);
@@ -60,11 +60,8 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyO
     }
     /* In the thread's context, which is the emitter's own. */
     int is_set;
-    if (PyTuple_GET_SIZE(deliveries) == 1) {
-        PyObject *token = PyContextVar_Set(s->current, delivery);
-        is_set = token != NULL;
-        Py_XDECREF(token);
-    }
+    if (PyTuple_GET_SIZE(deliveries) == 1)
+        is_set = (*token = PyContextVar_Set(s->current, delivery)) != NULL;
     else if (own->holder != NULL && is_unchanged(s, own, PyThreadState_Get()->context) && own->holder != NULL) {
         put_again(own->holder, s->h.delivery, delivery);
         is_set = 1;
@@ -115,8 +112,10 @@ finally:
 static PyObject *
 own_ident(State *s, unsigned long ident)
 {
-    if (s->ident == NULL || !is_ident(s->ident, ident))
+    if (s->ident == NULL || s->whose != ident) {
         Py_XSETREF(s->ident, PyLong_FromUnsignedLong(ident));
+        s->whose = ident;
+    }
     return Py_XNewRef(s->ident);
 }
 
@@ -126,6 +125,7 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
 {
     PyObject *cause = held_by(s, before);
     Own own = {NULL, NULL, NULL, NULL, 0};
+    PyObject *token = NULL; /* of a handler that is the only one */
     unsigned long ident = PyThread_get_thread_ident();
     PyObject *outer = NULL;
     if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
@@ -137,7 +137,7 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     failed = failed || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
         PyObject *ended =
-            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own, &started);
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own, &token, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
@@ -145,17 +145,20 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     }
     PyObject *error = failed ? take_error() : NULL;
     leave_context(&own);
-    PyObject *token = PyContextVar_Set(s->current, before);
-    if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
+    if (token == NULL || PyContextVar_Reset(s->current, token) < 0) {
         PyErr_Clear();
-        token = PyContextVar_Set(s->current, before);
+        Py_XSETREF(token, PyContextVar_Set(s->current, before));
+        if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
+            PyErr_Clear();
+            token = PyContextVar_Set(s->current, before);
+        }
+        if (token == NULL) {
+            if (error != NULL)
+                PyErr_Clear();
+            failed = 1;
+        }
     }
     Py_XDECREF(token);
-    if (token == NULL) {
-        if (error != NULL)
-            PyErr_Clear();
-        failed = 1;
-    }
     if (error != NULL)
         set_error(error);
     else if (!failed && passing != Py_None) {

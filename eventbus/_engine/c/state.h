@@ -114,7 +114,8 @@ typedef struct {
     HELD(OBJECT)
     PyCFunction append, popleft, appendleft; /* of deque */
     PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
-    PyObject *ident;
+    PyObject *ident; /* of the thread that was the last to ask, and the same as a number */
+    unsigned long whose;
     PyObject *mapping; /* the type of what contexts hold, or NULL */
     PyObject *raised;  /* within a collection, by a signal handler; or NULL */
     NAMES(OBJECT)
