@@ -291,9 +291,8 @@ def test_g18_what_is_pending_is_shown_to_the_collector_once_its_mailbox_moves(
             patch.setattr(hot, "track", lambda *given: shown.append(given))
             full.step(full.box.attach, executor)
             assert shown == []
-            for _ in range(2):
-                full.step(full.box.attach, None)
-                full.step(full.box.attach, executor)
+            for place in (None, executor, None, executor):
+                full.step(full.box.attach, place)
                 assert shown == [(each, each.receipt) for each in own(*full.pending)]
 
 
