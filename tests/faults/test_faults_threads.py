@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 import sys
 import threading
@@ -266,13 +267,15 @@ def test_g7_a_wall_clock_that_jumps_changes_no_time_out(bus: EventBus, monkeypat
 
 @contextmanager
 def shallow(limit: int) -> Iterator[None]:
-    """Within it the stack ends soon."""
+    """Within it the stack ends soon; without collections, for other people's callbacks of these would fail there."""
     before = sys.getrecursionlimit()
+    gc.disable()
     sys.setrecursionlimit(limit)
     try:
         yield
     finally:
         sys.setrecursionlimit(before)
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["queued", "inline"])

@@ -85,8 +85,11 @@ collects(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (generation == NULL || !PyLong_CheckExact(generation) || PyLong_AsLong(generation) != 2)
         Py_RETURN_NONE;
     PyObject *nothing = PyObject_CallNoArgs(s->show_still);
-    if (nothing == NULL)
+    if (nothing != NULL)
+        Py_DECREF(nothing);
+    else if (PyErr_ExceptionMatches(PyExc_RecursionError) || PyErr_ExceptionMatches(PyExc_MemoryError))
+        PyErr_Clear(); /* its own: the next collection shows it */
+    else
         Py_XSETREF(s->raised, take_error());
-    Py_XDECREF(nothing);
     Py_RETURN_NONE;
 }
