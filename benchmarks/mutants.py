@@ -44,7 +44,7 @@ ABOUT = {
     "call": "test_g05 test_g14 test_g15",
 }
 SLOW = 0.5  # seconds of a test, usually a hammer, that runs in neither
-PATIENCE = 2.0  # seconds within which what a test awaits must have happened; without mutants it has ten
+PATIENCE = 4.0  # seconds within which what a test awaits must have happened; without mutants it has ten
 CHILDREN = 6  # at once: those that lose an event mostly wait
 MEMORY = 3 << 30  # bytes that one may map: there are those that would take all
 

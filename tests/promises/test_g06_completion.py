@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from kit import BOUND, LONG, Gate, Log, Team, past, soon
 
-from eventbus import DeadlockError, EventBus, EventTimeoutError, NoHandlerError, OptionError, Status
+from eventbus import (
+    DeadlockError,
+    Event,
+    EventBus,
+    EventTimeoutError,
+    NoHandlerError,
+    OptionError,
+    Outcome,
+    Receipt,
+    Status,
+)
+from eventbus._engine.receipt import failure_of
+from eventbus._values.event import make_id
 from eventbus_async import AsyncEventBus
 
 
@@ -332,6 +344,40 @@ def test_g6_the_message_of_a_wait_that_ran_out_names_the_first_that_no_loop_serv
         each.cancel()
 
 
+def test_g6_an_id_is_of_its_bus_and_number(bus: EventBus) -> None:
+    with EventBus("other") as other:
+        for each in (bus, other):
+            receipt = each.emit("a")
+            assert receipt.event_id == make_id(each._engine.uid, receipt._seq)
+        assert bus._engine.uid != other._engine.uid
+
+
+def test_g15_of_two_that_make_the_event_at_once_both_get_the_same(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Event] = []
+    make = Receipt._make_event
+
+    def another_is_quicker(receipt: Receipt) -> Event:
+        if not made:
+            made.append(make(receipt))
+            made.append(receipt._as_event())
+        return make(receipt)
+
+    with Gate() as gate:
+        bus.on("a", gate)
+        receipt = bus.emit("a")
+        monkeypatch.setattr(Receipt, "_make_event", another_is_quicker)
+        assert receipt._as_event() is made[1]
+
+
+@pytest.mark.parametrize("status", Status)
+def test_g5_only_what_failed_timed_out_or_was_rejected_is_an_error(status: Status) -> None:
+    error = ValueError()
+    bad = status in (Status.FAILED, Status.TIMED_OUT, Status.REJECTED)
+    assert failure_of(Outcome(status, None, error, 0.0, 1, "one", "a")) is (error if bad else None)
+
+
 class TestPutOff:
     """An emit amid the bus's own work in the same thread, as a signal handler or finalizer makes it (G12)."""
 
@@ -345,8 +391,12 @@ class TestPutOff:
             assert receipt.deliveries is None
             assert receipt.done is False
             assert receipt.outcomes == ()
-            with pytest.raises(DeadlockError, match="the emit of 'a' interrupted the bus in this thread"):
+            with pytest.raises(DeadlockError) as caught:
                 receipt.wait(0)
+            assert str(caught.value) == (
+                "the emit of 'a' interrupted the bus in this thread and takes effect only when the interrupted code"
+                " goes on; do not wait for it here"
+            )
             return receipt
 
         receipt = bus._engine.monitor.run(within)

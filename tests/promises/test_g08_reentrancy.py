@@ -615,6 +615,30 @@ class TestCycles:
         assert once.wait(BOUND)
         assert bus.emit("b").wait(BOUND).results() == [["went on"]]
 
+    def test_g8_whoever_has_waited_in_vain_may_be_waited_for(self, bus: EventBus) -> None:
+        """Also by what he has waited for."""
+        begun: list[Receipt] = []
+        once = threading.Event()
+
+        def in_vain(_: Any) -> str:
+            with pytest.raises(EventTimeoutError):
+                bus.emit("b").wait(0)
+            once.set()
+            soon(lambda: bus.stats().pool.waiting == 1)
+            return "went on"
+
+        def waits(_: Any) -> None:
+            assert once.wait(BOUND)
+            soon(lambda: begun)
+            found.append(begun[0].wait(BOUND).results())
+
+        found: list[Any] = []
+        bus.on("a", in_vain)
+        bus.on("b", waits)
+        begun.append(bus.emit("a"))
+        bus.drain(BOUND)
+        assert found == [["went on"]]
+
     def test_g8_a_wait_that_an_emit_has_added_to_is_still_one(self, bus: EventBus) -> None:
         """It was looked at anew then, and could still end."""
         errors: list[DeadlockError | None] = []
@@ -763,6 +787,10 @@ class TestOnALoopsOwnThread:
             loops = "would block the event loop that runs in this thread; await it on an AsyncEventBus"
             whole = {"drain": f"drain() {loops} instead", "close": f"close() {loops}, or close(0)"}
             whole["cancel"] = f"cancel(wait=True) {loops} instead"
+            whole["wait"] = (
+                "receipt.wait() for 'a' would block the event loop that runs in this thread; await the receipt of an"
+                " AsyncEventBus instead"
+            )
             assert str(error) == whole.get(call, str(error))
             assert not bus.closed
 

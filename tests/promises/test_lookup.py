@@ -313,3 +313,18 @@ def test_g11_the_registry_that_a_child_builds_anew_is_the_same(bus: EventBus) ->
     assert bus.subscriptions("b/c") == (found[1], found[2])
     found[1].cancel()
     assert bus.subscriptions("b/c") == (found[2],)
+
+
+def test_what_a_signal_handler_has_cut_off_is_taken_out_twice_without_harm(bus: EventBus) -> None:
+    """G12: or before it is in."""
+    first, second = bus.on("a/*", one)._box, bus.on("a/*", one)._box
+    exact = registry.Exact(first, 0)
+    assert exact.remove(second) is False
+    exact.add(second)
+    for _ in range(2):
+        assert exact.remove(second) is False
+    for _ in range(2):
+        assert exact.remove(first) is True
+    for _ in range(2):
+        bus._engine.monitor.run(bus._engine.registry._prune, "a/*", first.id)
+    assert bus.emit("a/x").wait(BOUND).deliveries == 1

@@ -16,7 +16,7 @@ from kit import BOUND, LONG, Gate, soon
 
 from eventbus import EventBus, Receipt, Status
 from eventbus._engine import hot, primitives
-from eventbus._engine.delivery import LINED, PENDING, Delivery
+from eventbus._engine.delivery import LINED, PENDING, SETTLED, Delivery
 from eventbus._engine.mailbox import DRAINING, ENDED, NO_COUNTS, KeyedMailbox, Mailbox
 from eventbus_async import AsyncEventBus
 
@@ -291,10 +291,55 @@ def test_g18_what_is_pending_is_shown_to_the_collector_once_its_mailbox_moves(
             patch.setattr(hot, "track", lambda *given: shown.append(given))
             full.step(full.box.attach, executor)
             assert shown == []
-            for _ in range(2):
-                full.step(full.box.attach, None)
-                full.step(full.box.attach, executor)
+            for place in (None, executor, None, executor):
+                full.step(full.box.attach, place)
                 assert shown == [(each, each.receipt) for each in own(*full.pending)]
+
+
+def test_g12_whoever_waits_for_the_end_of_a_call_hears_of_it_though_its_step_is_broken(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Alarm(BaseException):
+        pass
+
+    told: list[Delivery] = []
+    finished = Mailbox._finished
+
+    def alarmed(box: Mailbox, delivery: Delivery) -> None:
+        told.append(delivery)
+        if len(told) == 1:
+            raise Alarm
+        finished(box, delivery)
+
+    box = bus.on("a", lambda _: None)._box
+    receipt = bus.emit("b")
+    ended = Delivery(receipt, box, None)
+    ended.state = SETTLED
+
+    def ends() -> None:
+        box.running = (ended,)
+        box.finish(ended)
+
+    monkeypatch.setattr(Mailbox, "_finished", alarmed)
+    with pytest.raises(Alarm):
+        bus._engine.monitor.run(ends)
+    assert told == [ended, ended]
+    assert box.running == ()
+    assert ended.receipt is None
+
+
+def test_g9_an_emit_is_accepted_once_all_that_were_full_have_taken_it(bus: EventBus) -> None:
+    gates = [Gate(), Gate()]
+    for gate in gates:
+        bus.on("a", gate, max_pending=1)
+    *_, last = emit_all(bus, 0, 1, 2)
+    with gates[0], gates[1]:
+        assert last._accepting == 2
+        gates[0].open()
+        soon(lambda: last._accepting == 1)
+        assert not last._is_accepted()
+    last.wait(BOUND)
+    assert last._is_accepted()
 
 
 def test_g18_no_deadline_is_kept_of_what_has_got_its_space(bus: EventBus) -> None:
