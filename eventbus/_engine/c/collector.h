@@ -2,10 +2,10 @@
 
 /* The collector looks at every object that it tracks again and again, which costs a burst more than all else. While a
    delivery is pending for the dispatcher, a thread of it holds the bus; while it is for a loop, so does what that is to
-   call next, until a handler suspends (LoopExecutor.suspend) or it stands still (show_still() in _runner.py);
-   while an inline one runs the emitter's stack does. So
-   nothing of a delivery and its receipt is garbage; and once settled they hold nothing that could lead back to them, but for what the handler returned or raised,
-   and the facade's receipts for the bus. So they are tracked only from then on, see track(). */
+   call next, until a handler suspends (LoopExecutor.suspend) or it stands still (show_still() in _runner.py); while an
+   inline one runs the emitter's stack does. So nothing of a delivery and its receipt is garbage; and once settled they
+   hold nothing that could lead back to them, but for what the handler returned or raised, and the facade's receipts for
+   the bus. So they are tracked only from then on, see track(). */
 static inline void
 track_one(PyObject *object)
 {
@@ -20,7 +20,8 @@ is_kept(State *s, PyObject *box)
 {
     PyObject *executor = SLOT(box, s->b.executor);
     return is_a(executor, s->Dispatcher) ||
-           (is_a(executor, s->LoopExecutor) && SLOT(executor, s->l.paused) == Py_False && SLOT(executor, s->l.gone) == Py_False);
+           (is_a(executor, s->LoopExecutor) && SLOT(executor, s->l.paused) == Py_False &&
+            SLOT(executor, s->l.gone) == Py_False);
 }
 
 static void

@@ -20,8 +20,8 @@ make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
     return made;
 }
 
-/* A receipt as Receipt.__init__ makes it, but for what the emit fills in, not tracked. Inline handlers run in the emitter's context
-   itself, so they need no copy of it. */
+/* A receipt as Receipt.__init__ makes it, but for what the emit fills in, not tracked. Inline handlers run in the
+   emitter's context itself, so they need no copy of it. */
 static PyObject *
 make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, PyObject *payload, PyObject *route)
 {
@@ -159,20 +159,22 @@ wake(State *s, PyObject *sleeper)
     return nothing;
 }
 
-/* An emit, given (engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or None if this is none of
-   the common cases, and then nothing has been done. */
+/* An emit, given (engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or
+   None if this is none of the common cases, and then nothing has been done. */
 static PyObject *
 emit(State *s, PyObject *const *args, Py_ssize_t count)
 {
     PyObject *engine = args[0], *topic = args[2];
     PyObject *registry = SLOT(engine, s->e.registry), *monitor = SLOT(engine, s->e.monitor);
-    if (!s->on || (count == 9 && s->LoopExecutor == NULL) || !PyUnicode_CheckExact(topic) || args[4] != Py_None || args[5] != s->zero || args[6] != Py_False ||
+    if (!s->on || (count == 9 && s->LoopExecutor == NULL) || !PyUnicode_CheckExact(topic) || args[4] != Py_None ||
+        args[5] != s->zero || args[6] != Py_False ||
         args[7] != Py_None || !is_none(engine, s->e.max_depth) || SLOT(engine, s->e.propagates) != Py_False || in_step(s))
         Py_RETURN_NONE;
     PyObject *route = PyDict_GetItemWithError(SLOT(registry, s->g.routes), topic);
     if (route == NULL || !is_true(route, s->o.swift) || SLOT(route, s->o.reserved) != Py_False)
         Py_RETURN_NONE;
-    PyObject *before = NULL, *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL, *deliveries = NULL, *counted = NULL, *result = NULL;
+    PyObject *before = NULL, *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL;
+    PyObject *deliveries = NULL, *counted = NULL, *result = NULL;
     PyObject *opened = NULL, *emits = NULL, *observers = NULL, *sleeper = NULL, *loop = NULL, *rest = NULL;
     Py_INCREF(route);
     PyObject *boxes = SLOT(route, s->o.boxes);
@@ -186,7 +188,8 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     if (cause != Py_None) {
         /* Inline handlers within inline handlers may exhaust the stack: the Python code has more of it to mend that with.
            The receipt of one that has been settled is gone. */
-        if (is_true(route, s->o.all_inline) || SLOT(cause, s->d.state) != s->states[RUNNING] || SLOT(cause, s->d.receipt) == Py_None ||
+        if (is_true(route, s->o.all_inline) || SLOT(cause, s->d.state) != s->states[RUNNING] ||
+            SLOT(cause, s->d.receipt) == Py_None ||
             SLOT(SLOT(cause, s->d.box), s->b.engine) != engine ||
             !is_none(SLOT(cause, s->d.receipt), s->r._follows)) {
             result = Py_NewRef(Py_None);

@@ -16,8 +16,8 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *epoch, PyObject *ident,
-        PyObject *outer, Own *own, PyObject **token, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *epoch,
+        PyObject *ident, PyObject *outer, Own *own, PyObject **token, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
     PyObject *alone = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyTuple_Pack(1, delivery);
@@ -137,7 +137,8 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     failed = failed || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
         PyObject *ended =
-            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own, &token, &started);
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own,
+                    &token, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));

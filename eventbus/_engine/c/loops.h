@@ -38,7 +38,8 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
                 Py_DECREF(given);
             }
             if (made != NULL && !PyCoro_CheckExact(made)) {
-                PyObject *coroutine = PyObject_CallFunctionObjArgs(s->as_coroutine, made, PyTuple_GET_ITEM(SLOT(box, s->b.info), 1), NULL);
+                PyObject *name = PyTuple_GET_ITEM(SLOT(box, s->b.info), 1);
+                PyObject *coroutine = PyObject_CallFunctionObjArgs(s->as_coroutine, made, name, NULL);
                 Py_SETREF(made, coroutine);
             }
             if (made != NULL) {

@@ -25,8 +25,8 @@
     X(receipt) X(seq) X(state) X(status) X(uid) X(value) X(waiter) X(worker)
 #define RECEIPT(X) X(_accepting) X(_context) X(_deliveries) X(_engine) X(_event) X(_follows) X(_headers) X(_left) \
     X(_lineage) X(_mark) X(_observers) X(_payload) X(_propagate) X(_seq) X(_timestamp) X(_topic) X(_uid) X(_waiters)
-#define MAILBOX(X) X(admits) X(bound) X(concurrency) X(counts) X(deliveries) X(engine) X(executor) X(flows) X(held) X(info) X(observer) \
-    X(options) X(pending) X(queued) X(running) X(spec) X(tracked)
+#define MAILBOX(X) X(admits) X(bound) X(concurrency) X(counts) X(deliveries) X(engine) X(executor) X(flows) X(held) \
+    X(info) X(observer) X(options) X(pending) X(queued) X(running) X(spec) X(tracked)
 #define OPTIONS(X) X(overflow)
 #define SPEC(X) X(convert) X(function) X(takes_event)
 #define WORKER(X) X(actor) X(blocked) X(cell) X(claims) X(delivery) X(executor)
@@ -43,8 +43,8 @@
 #define AT_WORK(X) X(delivery)
 #define WHOSE(X) X(executor)
 /* The objects that are held. */
-#define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(Holder) X(LoopExecutor) X(Receipt) X(as_coroutine) X(begin_inline) \
-    X(current) X(delivered) X(deque) X(dropped) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) X(nobody) \
+#define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(Holder) X(LoopExecutor) X(Receipt) X(as_coroutine) \
+    X(begin_inline) X(current) X(delivered) X(deque) X(dropped) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) X(nobody) \
     X(partial) X(plain) X(running_loop) X(Sleeper) X(seam) X(show_still) X(steps) X(swap_task) X(to_plain) X(too_late)
 
 /* Those that are its own. */

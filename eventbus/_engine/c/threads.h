@@ -5,7 +5,8 @@
    Gives the mailbox when nothing is left to claim or the time is over; (delivery, value, error, took) of a call that has
    ended and is to be judged; a delivery that is claimed and has not begun, for the Python code to run. */
 static PyObject *
-flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, PyObject *box, double slice) /* steals the delivery */
+flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, PyObject *box,
+             double slice) /* steals the delivery */
 {
     PyObject *spec = SLOT(box, s->b.spec);
     PyObject *function = Py_NewRef(SLOT(spec, s->s.function));

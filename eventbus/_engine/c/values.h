@@ -27,7 +27,8 @@ only_digit(PyObject *value)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     PyLongObject *number = (PyLongObject *)value;
-    return PyUnstable_Long_IsCompact(number) && PyUnstable_Long_CompactValue(number) >= 0 ? number->long_value.ob_digit : NULL;
+    int is_compact = PyUnstable_Long_IsCompact(number) && PyUnstable_Long_CompactValue(number) >= 0;
+    return is_compact ? number->long_value.ob_digit : NULL;
 #else
     return Py_SIZE(value) == 1 ? ((PyLongObject *)value)->ob_digit : NULL;
 #endif
