@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from eventbus.lowlevel import Engine, Mailbox, Waiter
 
-# What the hot path in C could not end by itself, see drain() in _hot.c.
+# What the hot path in C could not end by itself, see drain() in eventbus/_engine/c/loops.h.
 _Came: TypeAlias = "tuple[Delivery, Any, BaseException | None] | bool | Mailbox | None"
 
 __all__ = ["EAGERS", "SLICE", "LoopExecutor", "Slot", "as_coroutine", "executor_of", "show_still", "swap_task"]

@@ -152,7 +152,7 @@ def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException |
         )
         value = None
     if error is None:
-        return Status.DELIVERED, value, None, took  # pyright: ignore[reportUnknownVariableType]
+        return Status.DELIVERED, value, None, took
     if isinstance(error, TooLate):
         return Status.CANCELLED, None, None, took
     report(engine, delivery, error, "handler")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .mailbox import Mailbox
 
-    # What the hot path in C could not end by itself, see flow() in _hot.c.
+    # What the hot path in C could not end by itself, see flow() in c/threads.h.
     _Came: TypeAlias = tuple[Delivery, Any, BaseException | None, float] | Delivery | Mailbox
 
 _NONE: frozenset[type] = frozenset()

@@ -89,13 +89,8 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
                 result = Py_NewRef(box);
             /* End of section. */
         }
-        if (result != NULL) {
-            PyObject *began = PyFloat_FromDouble(started);
-            if (began != NULL)
-                put(slot, s->sl.started, began);
-            else
-                PyErr_Clear();
-        }
+        if (result != NULL)
+            put_time(slot, s->sl.started, started);
         Py_XDECREF(value);
         Py_XDECREF(error);
         Py_XDECREF(made);
@@ -111,13 +106,8 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
     }
 finally:
     leave_context(&own);
-    if (spent != 0.0 && result != NULL) {
-        PyObject *ended = PyFloat_FromDouble(spent);
-        if (ended != NULL)
-            put(executor, s->l.spent, ended);
-        else
-            PyErr_Clear();
-    }
+    if (spent != 0.0 && result != NULL)
+        put_time(executor, s->l.spent, spent);
     Py_XDECREF(delivery);
     return result;
 }

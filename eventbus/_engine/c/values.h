@@ -56,9 +56,9 @@ number(PyObject *object, Offset offset)
 /* A counter that nobody else has a reference to can be counted up and down where it is, which spares a burst much of what
    it would allocate. */
 static inline int
-is_own(PyObject *value, Py_ssize_t references, Py_ssize_t by)
+is_own(PyObject *value, Py_ssize_t by)
 {
-    digit *only = Py_REFCNT(value) == references && PyLong_CheckExact(value) ? only_digit(value) : NULL;
+    digit *only = Py_REFCNT(value) == 1 && PyLong_CheckExact(value) ? only_digit(value) : NULL;
     return only != NULL && (Py_ssize_t)*only > SHARED && (Py_ssize_t)*only + by > SHARED &&
            (Py_ssize_t)*only + by <= (Py_ssize_t)PyLong_MASK;
 }
@@ -68,7 +68,7 @@ is_own(PyObject *value, Py_ssize_t references, Py_ssize_t by)
 static inline PyObject *
 next_count(PyObject *value, Py_ssize_t old, Py_ssize_t by)
 {
-    if (value != NULL && is_own(value, 1, by))
+    if (value != NULL && is_own(value, by))
         return Py_NewRef(value);
     return old < 0 || old == PY_SSIZE_T_MAX ? NULL : PyLong_FromSsize_t(old + by);
 }
@@ -94,6 +94,17 @@ static inline void
 put_count(PyObject *object, Offset offset, PyObject *value, Py_ssize_t by)
 {
     put_in(&SLOT(object, offset), value, by);
+}
+
+/* Note a time, if there is memory for it. */
+static inline void
+put_time(PyObject *object, Offset offset, double seconds)
+{
+    PyObject *value = PyFloat_FromDouble(seconds);
+    if (value != NULL)
+        put(object, offset, value);
+    else
+        PyErr_Clear();
 }
 
 static inline int
