@@ -27,7 +27,6 @@ __all__ = [
     "TooLate",
     "argument",
     "call",
-    "call_inline",
     "context_of",
     "enter",
     "enter_converting",
@@ -111,28 +110,6 @@ def call(engine: Engine, delivery: Delivery) -> Result:
     return judge(engine, delivery, value, None, primitives.monotonic() - started)
 
 
-def call_inline(engine: Engine, delivery: Delivery) -> Result:
-    """Call an inline handler in the emitter's own context."""
-    delivery.actor = primitives.get_ident()
-    started = primitives.monotonic()
-    before = current.get()
-    try:
-        # Within the try, or a signal handler that raises here would leave this thread the child of an ended handler.
-        current.set(delivery)
-        spec = delivery.box.spec
-        assert spec is not None
-        value = spec.function(argument(delivery))
-    except BaseException as error:
-        took = primitives.monotonic() - started
-        try:
-            return judge(engine, delivery, None, strip(error), took)
-        finally:
-            del delivery  # as above
-    finally:
-        current.set(before)
-    return judge(engine, delivery, value, None, primitives.monotonic() - started)
-
-
 def judge(engine: Engine, delivery: Delivery, value: Any, error: BaseException | None, took: float) -> Result:
     """The outcome of a call; errors are reported before the delivery is settled, so that waits come after."""
     if (
@@ -167,4 +144,4 @@ def strip(error: BaseException) -> BaseException:
     return error.with_traceback(trace)
 
 
-own_code = {each.__code__ for each in (enter, enter_plain, enter_converting, call, call_inline)}
+own_code = {each.__code__ for each in (enter, enter_plain, enter_converting, call)}

@@ -32,6 +32,7 @@ __all__ = [
     "Holder",
     "current",
     "held",
+    "is_counted",
     "running_here",
     "stack_of",
 ]
@@ -61,7 +62,6 @@ class Delivery:
         "error",
         "info",  # (subscription id, name), for the outcome
         "key",
-        "later",  # of an inline one: those of the same emit that have not begun
         "lineage",
         "outer",  # the delivery in whose handler this one runs inline
         "receipt",
@@ -88,7 +88,6 @@ class Delivery:
     duration: float
     waiter: Waiter | None
     outer: Delivery | None
-    later: list[Delivery]
 
     def __init__(self, receipt: Receipt, box: Mailbox, epoch: Epoch | None) -> None:
         self.receipt = receipt
@@ -155,6 +154,11 @@ def held() -> Delivery | None:
     return found.delivery if isinstance(found, Holder) else found
 
 
+def is_counted(delivery: Delivery) -> bool:
+    """Of one that an emit has accepted on its own: whether its mailbox has counted it; what says so is ``info``."""
+    return getattr(delivery, "info", None) is not None
+
+
 def running_here(actor: Any) -> Delivery | None:
     """The delivery whose handler runs in this very thread or task, or None; it may be past its time-out."""
     delivery = held()
@@ -165,9 +169,7 @@ def running_here(actor: Any) -> Delivery | None:
 
 
 def stack_of(delivery: Delivery | None) -> Iterator[Delivery]:
-    """A running delivery, those on whose stack it runs inline, and the inline ones that follow each of these."""
+    """A running delivery, and those on whose stack it runs inline."""
     while delivery is not None:
         yield delivery
-        if delivery.box.inline:
-            yield from tuple(delivery.later)
         delivery = delivery.outer

@@ -41,14 +41,14 @@ from .._values.payload import PLAIN, to_plain
 from .._values.stats import BusStats, CloseReport, HandlerError, Status, SubscriptionStats, summary
 from .._values.topic import check_pattern, check_patterns, topic_models
 from . import hot, primitives
-from .call import TooLate, call_inline
+from .call import TooLate
 from .closing import CLOSED, CLOSING, OPEN
-from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, Holder, current, held, running_here
+from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, Holder, current, held, is_counted, running_here
 from .dispatcher import Dispatcher, Worker
-from .inline import NOBODY, Emitter, begin_inline, end_inline, mend_inline, run_inline
+from .inline import Emitter, begin_inline, end_inline, mend_inline, run_inline
 from .lane import Lane
 from .latency import Histogram
-from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, KeyedMailbox, Mailbox
+from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, InlineMailbox, KeyedMailbox, Mailbox
 from .monitor import Interrupted, Monitor, steps
 from .process import enrol
 from .receipt import Receipt
@@ -95,6 +95,7 @@ class Engine:
         "executors",
         "homeless",
         "ids",
+        "inlining",
         "keen",
         "lanes",
         "leftovers",
@@ -146,6 +147,7 @@ class Engine:
         self.epoch = Epoch()
         self.old_epochs: list[Epoch] = []
         self.lanes: dict[str, Lane] = {}
+        self.inlining: list[Sequence[Delivery]] = []  # the inline deliveries of each emit that runs them now
         self.waiting: dict[Waiter, None] = {}  # waits of handlers, for the wait graph
         self.drains: list[Waiter] = []
         self.keen = 0  # drains, waited for within handlers, that want to know of each settling
@@ -207,9 +209,12 @@ class Engine:
         monitor = self.monitor
         boxes = route.boxes
         size = route.size
-        deliveries = [Delivery(receipt, box, None) for box in boxes]
+        all_inline = route.all_inline
+        inlining = self.inlining
+        epoch = self.epoch if cause is None or cause.epoch is None else cause.epoch
+        deliveries = [Delivery(receipt, box, epoch) for box in boxes]
         counted = deliveries if route.counted == size else [each for each in deliveries if not each.box.observer]
-        epoch: Epoch | None = None
+        accepted = False
         done = 0
         try:
             # Section: an emit takes effect.
@@ -220,26 +225,26 @@ class Engine:
                 and self.state == OPEN
                 and route.counted >= require
                 and (cause is None or (cause.state is RUNNING and cause.receipt._follows is None))
+                and epoch is (self.epoch if cause is None or cause.epoch is None else cause.epoch)
             ):
-                epoch = self.epoch
-                if cause is not None and cause.epoch is not None:
-                    epoch = cause.epoch
+                accepted = True
                 epoch.open += size
                 route.tally.emits += 1
                 receipt._deliveries = counted
                 receipt._left = route.counted
                 receipt._observers = size - route.counted
+                if all_inline:
+                    inlining.append(deliveries)
                 # End of section.
-            if epoch is None:
+            if not accepted:
                 return self._emit_in_step(receipt, cause, require, own)
-            if route.all_inline:
-                run_inline(self, receipt, deliveries, epoch)
+            if all_inline:
+                run_inline(self, receipt, deliveries)
                 return receipt
             idle = False
             for delivery in deliveries:
                 box = delivery.box
                 # Section: a delivery is admitted.
-                delivery.epoch = epoch
                 if not monitor.busy and box.admits and box.held < box.bound:
                     done += 1
                     box.deliveries += 1
@@ -257,9 +262,9 @@ class Engine:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            if epoch is not None:
+            if accepted:
                 # It is noted first: where the stack is exhausted, whoever flushes next has more of it.
-                monitor.after.append(partial(self.mend_emit, route, deliveries, done, epoch))
+                monitor.after.append(partial(self.mend_emit, route, deliveries, done))
                 monitor.flush()
             raise
         finally:
@@ -278,32 +283,34 @@ class Engine:
         if receipt._accepting:
             self._wait_for_space(receipt)
 
-    def mend_emit(self, route: Route, deliveries: Sequence[Delivery], done: int, epoch: Epoch) -> None:
+    def mend_emit(self, route: Route, deliveries: Sequence[Delivery], done: int) -> None:
         """An emit that has taken effect ends by an exception: see to it that nothing of it is left half-done."""
         if route.all_inline:
-            self.monitor.run(mend_inline, self, deliveries, epoch)
+            self.monitor.run(mend_inline, self, deliveries)
         else:
-            self.monitor.run(self._mend_swift, route.boxes, deliveries, done, epoch)
+            self.monitor.run(self._mend_swift, route.boxes, deliveries, done)
 
     def _emit_in_step(self, receipt: R, cause: Delivery | None, require: int, own: bool) -> R:
         """The way of all other emits."""
+        inline: list[Delivery] = []
         try:
             try:
-                inline = self._accept(receipt, cause, require, own)
+                self._accept(receipt, cause, require, own, inline)
             except Interrupted:
                 self.monitor.defer(partial(self._catch_up, receipt, cause, require, own))
                 return receipt
-            if inline is not None:
-                self._run_inline(inline, cause)
+            if inline:
+                run_inline(self, receipt, inline, counted=True)
             if receipt._accepting and not own:
                 self._wait_for_space(receipt)
             return receipt
         except BaseException:
-            self.monitor.after.append(partial(self._abandon_inline, receipt))  # as above
-            self.monitor.flush()
+            if inline:
+                self.monitor.after.append(partial(self.monitor.run, mend_inline, self, inline))  # as above
+                self.monitor.flush()
             raise
         finally:
-            del receipt  # as above
+            del receipt, inline  # as above
 
     def emit_own(self, topic: str, payload: Any, cause: Delivery | None = None) -> Receipt | None:
         """An emit of the bus's own, under ``bus/``: it never blocks, and makes no event where nobody listens."""
@@ -315,9 +322,15 @@ class Engine:
             return None
 
     def _accept(
-        self, receipt: Receipt, cause: Delivery | None, require: int, own: bool, late: bool = False
-    ) -> list[Delivery] | None:
-        """Let an emit take effect; gives the inline deliveries, claimed, to be run here and now."""
+        self,
+        receipt: Receipt,
+        cause: Delivery | None,
+        require: int,
+        own: bool,
+        inline: list[Delivery],
+        late: bool = False,
+    ) -> None:
+        """Let an emit take effect; adds the ``inline`` deliveries, to be run here and now."""
         monitor = self.monitor
         keys: dict[Mailbox, _Key] | None = None
         route = self.registry.routes.get(receipt._topic)
@@ -337,9 +350,8 @@ class Engine:
                     try:
                         steps[ident] = monitor
                         # A late one is tried again if a signal handler raised, though it may have taken effect.
-                        inline = None
                         if not late or receipt._left is None:
-                            inline = self._admit(receipt, cause, require, own, keys)
+                            self._admit(receipt, cause, require, own, keys, inline)
                         if late:
                             monitor.leave_line()
                     finally:
@@ -362,25 +374,23 @@ class Engine:
                 monitor.mend(error)
                 monitor.flush(late)
                 raise
-            return inline
+            return
 
     def _catch_up(self, receipt: Receipt, cause: Delivery | None, require: int, own: bool) -> None:
         """The emit of a call that interrupted a step: it never blocks, and has nobody left to raise to."""
+        inline: list[Delivery] = []
         try:
-            inline = self._accept(receipt, cause, require, own, late=True)
-        except EventBusError as error:
-            log.warning("an emit of %r that was put off is refused: %s", receipt._topic, error)
-            receipt._refuse(error)
-            return
-        except BaseException:
-            self._abandon_inline(receipt)
+            self._accept(receipt, cause, require, own, inline, late=True)
+            if inline:
+                run_inline(self, receipt, inline, counted=True, late=True)
+        except BaseException as error:
+            if inline:
+                self.monitor.run(mend_inline, self, inline)
+            elif isinstance(error, EventBusError):
+                log.warning("an emit of %r that was put off is refused: %s", receipt._topic, error)
+                receipt._refuse(error)
+                return
             raise
-        if inline is not None:
-            try:
-                self._run_inline(inline, cause, late=True)
-            except BaseException:
-                self._abandon_inline(receipt)
-                raise
 
     def _descend(self, receipt: Receipt, cause: Delivery | None, follow: bool) -> None:
         """Note what caused this event (G19). Raises EventCycleError."""
@@ -425,7 +435,8 @@ class Engine:
         require: int,
         own: bool,
         keys: dict[Mailbox, _Key] | None,
-    ) -> list[Delivery] | None:
+        inline: list[Delivery],
+    ) -> None:
         """In a step: the instant at which an emit takes effect."""
         route = self.registry.route(receipt._topic)
         epoch = self.epoch
@@ -457,7 +468,6 @@ class Engine:
         follows = receipt._follows
         if boxes and not boxes[0].deliveries and not receipt._mark:
             receipt._mark = primitives.monotonic()
-        inline: list[Delivery] | None = None
         delivery: Delivery | None = None
         done = 0
         deliveries: list[Delivery] = []
@@ -470,7 +480,7 @@ class Engine:
         try:
             if not boxes:
                 self._complete(receipt)
-                return None
+                return
             if follows is not None:
                 for each in follows:
                     each._left += 0 if each is receipt else counted
@@ -493,12 +503,9 @@ class Engine:
                     else:
                         box.offer(delivery)
                 elif box.inline:
-                    if inline is None:
-                        inline = []
-                    delivery.later = inline
-                    delivery.state = RUNNING
-                    box.running = (*box.running, delivery)
-                    box.review()
+                    delivery.info = box.info  # says that it is counted
+                    if not inline:
+                        self.inlining.append(inline)
                     inline.append(delivery)
                 else:
                     self._offer(box, delivery, keys)
@@ -507,13 +514,10 @@ class Engine:
             raise
         if follows is not None:
             self.recheck_waits(follows)
-        return inline
 
     def _admit_rest(self, deliveries: Sequence[Delivery], done: int) -> None:
         """In a step: an emit that has taken effect goes on where a mailbox asked for more than an append."""
-        epoch = deliveries[done].epoch
         for delivery in deliveries[done:]:
-            delivery.epoch = epoch
             box = delivery.box
             if not box.deliveries and not delivery.receipt._mark:
                 delivery.receipt._mark = primitives.monotonic()
@@ -524,9 +528,9 @@ class Engine:
                 self.cancel_late(delivery)
 
     def count(self, delivery: Delivery) -> None:
-        if getattr(delivery, "info", None) is None:
+        if not is_counted(delivery):
             delivery.box.deliveries += 1
-            delivery.info = delivery.box.info  # says that it is counted, until it is settled
+            delivery.info = delivery.box.info
 
     def cancel_late(self, delivery: Delivery) -> None:
         """In a step: its mailbox has ended since the emit took effect, or a signal handler broke its admission."""
@@ -550,13 +554,12 @@ class Engine:
         for box in boxes:
             box.schedule()
 
-    def _mend_swift(self, boxes: tuple[Mailbox, ...], deliveries: Sequence[Delivery], done: int, epoch: Epoch) -> None:
+    def _mend_swift(self, boxes: tuple[Mailbox, ...], deliveries: Sequence[Delivery], done: int) -> None:
         """In a step: a signal handler has raised in the midst of an emit that has taken effect; cancel the rest."""
         for box in boxes:
             box.purge()
         for delivery in deliveries[done:]:
             if delivery.state is not SETTLED and not delivery.box.mend(delivery):
-                delivery.epoch = epoch
                 self.cancel_late(delivery)
         for executor in {box.executor for box in boxes if box.executor is not None}:
             executor.mend(boxes)
@@ -602,19 +605,6 @@ class Engine:
             for each in receipt._follows or ():
                 each._family.add(delivery)
 
-    def _abandon_inline(self, receipt: Receipt) -> None:
-        """An emit ends by an exception that is no handler's: its inline deliveries that have not run are cancelled."""
-        if receipt._left is not None:
-            self.monitor.run(self._cancel_inline, receipt)
-
-    def _cancel_inline(self, receipt: Receipt) -> None:
-        for box in self.all_boxes():
-            if box.inline:
-                for each in list(box.running):
-                    if each.receipt is receipt:
-                        each.later.clear()
-                        self.complete(each, Status.CANCELLED, None, None, 0.0)
-
     def recheck_waits(self, receipts: tuple[Receipt, ...]) -> None:
         """In a step: a handler's wait for one of these may have become endless.
 
@@ -629,28 +619,6 @@ class Engine:
                         waiter.error = deadlock(waiter, cycle)
                         waiter.done = True
                         self.monitor.after.append(waiter.wake)
-
-    def _run_inline(self, inline: list[Delivery], cause: Delivery | None, late: bool = False) -> None:
-        """Run an emit's inline handlers in this thread; KeyboardInterrupt and SystemExit pass when all have run."""
-        passing: BaseException | None = None
-        run = partial(self.monitor.run, late=late)
-        outer = running_here(primitives.get_ident())
-        while inline:
-            delivery = inline.pop(0)
-            if delivery.box.state == ENDED or delivery.state is SETTLED:
-                # Cancelled by one of the others, in this very thread or elsewhere: it does not begin.
-                run(self.complete, delivery, Status.CANCELLED, None, None, 0.0)
-                continue
-            if outer is not None:
-                delivery.outer = outer
-                delivery.worker = outer.worker  # whose thread this is
-            status, value, error, took = call_inline(self, delivery)
-            run(self.complete, delivery, status, value, error, took)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
-                passing = error
-            del delivery, value, error  # as above
-        if passing is not None:
-            raise passing
 
     def _wait_for_space(self, receipt: Receipt) -> None:
         """In a thread, an emit waits until its deliveries are admitted or rejected; on a loop nothing blocks (G9)."""
@@ -827,7 +795,7 @@ class Engine:
     ) -> S:
         """Register a handler on patterns; in effect when this returns, or when the interrupted step ends."""
         if kind is None:
-            kind = Mailbox if options.key is None else KeyedMailbox
+            kind = InlineMailbox if options.inline else Mailbox if options.key is None else KeyedMailbox
         box = kind(self, next(self.ids), patterns, spec, options, raw)
         box.home = home
         box.closer = closer
@@ -926,7 +894,7 @@ class Engine:
     def _finish_cancel(self, box: Mailbox) -> None:
         if box.state in (DRAINING, ENDED) and box.id in self.leftovers:
             self.registry.remove(box)
-            if box.state == ENDED and box.deliveries:
+            if box.state == ENDED and (box.deliveries or box.inline):
                 self.cancel_pending(box)
             if box.closer is not None:
                 self.monitor.after.append(box.closer)
@@ -1101,7 +1069,6 @@ hot.bind(
         "Worker": Worker,
         "DELIVERED": Status.DELIVERED,
         "DROPPED": Status.DROPPED,
-        "NOBODY": NOBODY,
         "NO_COUNTS": NO_COUNTS,
         "PLAIN": PLAIN,
         "SAMPLE_SECONDS": SAMPLE_SECONDS,

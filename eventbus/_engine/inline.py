@@ -1,7 +1,8 @@
 """Inline handlers of an emit that took effect in a section: run one after another in the emitting thread (G4).
 
 A section begins each and :func:`turn` settles it; where a mailbox asks for more, or others run it at the same time, a
-step does either. Emits of which not all handlers are inline go through :meth:`Engine._run_inline`.
+step does either. Until an emit's last one has ended, its deliveries stand in the engine's ``inlining``: those that have
+not begun are pending (:class:`InlineMailbox`).
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ from .._values.payload import PLAIN, to_plain
 from .._values.stats import Status
 from . import primitives
 from .call import argument, judge, own_code, strip
-from .delivery import RUNNING, SETTLED, current, running_here
-from .mailbox import ACTIVE, DRAINING, NO_COUNTS
+from .delivery import PENDING, RUNNING, SETTLED, current, running_here
+from .mailbox import ENDED, NO_COUNTS
 from .turn import REFUSED, turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .delivery import Delivery, Epoch
+    from .delivery import Delivery
     from .dispatcher import Dispatcher
     from .engine import Engine
     from .receipt import Receipt
 
-__all__ = ["NOBODY", "Emitter", "begin_inline", "end_inline", "mend_inline", "run_inline"]
+__all__ = ["Emitter", "begin_inline", "end_inline", "mend_inline", "run_inline"]
 
-NOBODY: list[Delivery] = []  # whom an inline handler holds up on its stack: those after it have not begun
 DELIVERED = Status.DELIVERED
 
 
@@ -41,8 +41,10 @@ class Emitter:
         self.delivery: Any = None
 
 
-def run_inline(engine: Engine, receipt: Receipt, deliveries: list[Delivery], epoch: Epoch) -> None:
-    """Run them; KeyboardInterrupt and SystemExit of a handler pass when all have run."""
+def run_inline(
+    engine: Engine, receipt: Receipt, deliveries: list[Delivery], *, counted: bool = False, late: bool = False
+) -> None:
+    """Run them; KeyboardInterrupt and SystemExit of a handler pass when all have run. ``late``: see Monitor.run."""
     monitor = engine.monitor
     monotonic = primitives.monotonic
     ident = primitives.get_ident()
@@ -53,21 +55,28 @@ def run_inline(engine: Engine, receipt: Receipt, deliveries: list[Delivery], epo
     try:
         for delivery in deliveries:
             box = delivery.box
+            if box is None:  # pyright: ignore[reportUnnecessaryComparison]
+                continue  # it was cancelled meanwhile
             own = [delivery]
             delivery.actor = ident
-            delivery.later = NOBODY
             if outer is not None:
                 delivery.outer = outer
                 delivery.worker = outer.worker  # whose thread this is
             # Section: an inline delivery begins. See primitives.SECTIONS.
-            delivery.epoch = epoch
-            if not monitor.busy and box.flows and not box.running and box.counts is not NO_COUNTS:
+            if (
+                not monitor.busy
+                and box.flows
+                and not box.running
+                and box.counts is not NO_COUNTS
+                and delivery.state is PENDING
+            ):
                 delivery.state = RUNNING
-                delivery.info = box.info  # says that it is counted
-                box.deliveries += 1
+                if not counted:
+                    delivery.info = box.info  # says that it is counted
+                    box.deliveries += 1
                 box.running = own
                 # End of section.
-            if delivery.state is not RUNNING and not begin_inline(engine, delivery):
+            if delivery.state is not RUNNING and not begin_inline(engine, delivery, late):
                 continue
             started = monotonic()
             try:
@@ -84,7 +93,8 @@ def run_inline(engine: Engine, receipt: Receipt, deliveries: list[Delivery], epo
                 status, value, error, took = judge(engine, delivery, value, error, took)
                 if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
                     passing = error
-            monitor.run(engine.complete, delivery, status, value, error, took)
+            monitor.run(engine.complete, delivery, status, value, error, took, late=late)
+        leave(engine, deliveries)
     finally:
         current.set(before)
         # An error's traceback holds this frame (G18).
@@ -108,16 +118,28 @@ def _call(delivery: Delivery) -> Any:
         del delivery, payload
 
 
-def begin_inline(engine: Engine, delivery: Delivery) -> bool:
-    """Begin it where no section can; False if its subscription has ended since the emit took effect."""
-    return engine.monitor.run(_begin, engine, delivery)
+def leave(engine: Engine, deliveries: Sequence[Delivery]) -> None:
+    """An emit's inline deliveries are settled, all of them."""
+    try:
+        engine.inlining.remove(deliveries)  # one call, and deliveries compare by identity
+    except ValueError:
+        pass  # a fork has cut it off, or it is mended
+
+
+def begin_inline(engine: Engine, delivery: Delivery, late: bool = False) -> bool:
+    """Begin it where no section can; False if it was cancelled since the emit took effect."""
+    return engine.monitor.run(_begin, engine, delivery, late=late)
 
 
 def _begin(engine: Engine, delivery: Delivery) -> bool:
-    """In a step: begin it beside others; False if its subscription has ended since the emit took effect."""
+    """In a step: begin it beside others; False if it was cancelled since the emit took effect."""
     box = delivery.box
-    if box.state != ACTIVE and box.state != DRAINING:
-        engine.cancel_late(delivery)
+    if delivery.state is PENDING and box.state == ENDED:
+        # A signal handler broke its cancel by raising, and that is about to be mended.
+        engine.cancel_pending(box)
+        engine.ripen(box)
+    if delivery.state is not PENDING:
+        delivery.actor = delivery.worker = delivery.outer = None
         return False
     engine.count(delivery)
     box.own_counts()  # before the next one, which may begin in a section
@@ -139,17 +161,19 @@ def end_inline(
         del delivery, value, error
 
 
-def mend_inline(engine: Engine, deliveries: Sequence[Delivery], epoch: Epoch) -> None:
+def mend_inline(engine: Engine, deliveries: Sequence[Delivery]) -> None:
     """In a step: an emit ends by an exception; if it is no handler's, something is not settled: cancel that."""
     for delivery in deliveries:
-        if delivery.state is SETTLED:
-            if delivery.box is not None and delivery in delivery.box.running:  # pyright: ignore[reportUnnecessaryComparison]
-                delivery.box.finish(delivery)
-        elif delivery.state is RUNNING and delivery in delivery.box.running:
-            engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
+        box = delivery.box
+        if box is None:  # pyright: ignore[reportUnnecessaryComparison]
+            continue  # it has ended
+        if delivery.state is not SETTLED:
+            box.retire(delivery, Status.CANCELLED)
+        if delivery in box.running:
+            box.finish(delivery)
         else:
-            delivery.epoch = epoch
-            engine.cancel_late(delivery)
+            box.finished(delivery)
+    leave(engine, deliveries)
 
 
 own_code.update((run_inline.__code__, _call.__code__))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._errors import MailboxFullError
 from .._values.stats import Status, SubscriptionStats, summary
 from . import hot, primitives
-from .delivery import LINED, PENDING, RUNNING, SETTLED
+from .delivery import LINED, PENDING, RUNNING, SETTLED, is_counted
 from .latency import Histogram
 from .reporting import report_later
 from .waits import notify
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .subscription import Handle
     from .waits import Waiter
 
-__all__ = ["ACTIVE", "COUNTER", "DRAINING", "ENDED", "NEW", "NO_COUNTS", "KeyedMailbox", "Mailbox"]
+__all__ = ["ACTIVE", "COUNTER", "DRAINING", "ENDED", "NEW", "NO_COUNTS", "InlineMailbox", "KeyedMailbox", "Mailbox"]
 
 # The states of a subscription, in order.
 NEW, ACTIVE, DRAINING, ENDED = range(4)
@@ -53,7 +53,7 @@ COUNTER = {
 
 
 class Mailbox:
-    """First in, first out. See :class:`KeyedMailbox` for order per key."""
+    """First in, first out. See :class:`KeyedMailbox` for order per key, :class:`InlineMailbox` for inline handlers."""
 
     __slots__ = (
         "admits",  # an emit may append to it in a section
@@ -351,13 +351,13 @@ class Mailbox:
         # A list, for a generator that gets no memory crashes CPython 3.12 and 3.13.
         self.running = tuple([each for each in self.running if each is not delivery])
         try:
-            self._finished(delivery)
+            self.finished(delivery)
         except BaseException:
-            self._finished(delivery)  # a signal handler raised: whoever waits for this must hear of it
+            self.finished(delivery)  # a signal handler raised: whoever waits for this must hear of it
             raise
 
-    def _finished(self, delivery: Delivery) -> None:
-        """A call has ended. May be done again."""
+    def finished(self, delivery: Delivery) -> None:
+        """A call has ended, or a pending one never begins. May be done again."""
         if self.inline:
             self.review()
         if delivery.receipt is not None:  # pyright: ignore[reportUnnecessaryComparison]
@@ -487,8 +487,12 @@ class Mailbox:
         pending = self.size() + len(self.line or ())
         running = sum(each.state is not SETTLED for each in self.running)
         wait, run = self.latencies or (Histogram(), Histogram())
-        sums = [self.deliveries, *self.counts]
+        sums = [self.deliveries + self.uncounted(), *self.counts]
         return summary(sums, pending, running, wait.latency(), run.latency())
+
+    def uncounted(self) -> int:
+        """How many are pending that ``deliveries`` does not contain yet."""
+        return 0
 
     def renew(self) -> None:
         """In a forked child: nothing pending, nothing running, no counts. What was unsettled is cancelled already."""
@@ -637,3 +641,30 @@ class KeyedMailbox(Mailbox):
         if self.line:
             # What got the space may stand behind a call that waits for space itself.
             self.engine.recheck_waits(tuple(each.receipt for each in self.line))
+
+
+class InlineMailbox(Mailbox):
+    """Of a handler that runs within the emit: what emits in progress have accepted for it and not begun is pending."""
+
+    __slots__ = ()
+
+    def queue(self) -> Iterator[Delivery]:
+        # A copy, made by one call: emits come and go without a step.
+        emits = tuple(self.engine.inlining)
+        return iter([each for emit in emits for each in emit if each.box is self and each.state is PENDING])
+
+    def size(self) -> int:
+        return len(list(self.queue()))
+
+    def retire(self, delivery: Delivery, status: Status) -> None:
+        self.engine.count(delivery)
+        self.engine.settle(delivery, status)
+
+    def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
+        """It begins when the one before it in the same emit has ended, whoever else runs the handler meanwhile."""
+        emits = [emit for emit in tuple(self.engine.inlining) if delivery in emit]
+        return [[each] for emit in emits for each in emit if each.state is RUNNING]
+
+    def uncounted(self) -> int:
+        # Of an emit that took effect in a section: they are counted when they begin.
+        return sum(not is_counted(each) for each in self.queue())

@@ -11,7 +11,7 @@ from .._errors import EventTimeoutError
 from .._values.options import check_timeout
 from . import primitives
 from .delivery import running_here, stack_of
-from .mailbox import ACTIVE, DRAINING
+from .mailbox import ACTIVE
 from .waits import ALL, Waiter, refuse_on_loop, sleep
 
 if TYPE_CHECKING:
@@ -127,9 +127,6 @@ def sleep_unless_loop(subscription: Handle, timeout: float | None) -> bool:
 def quiet_waiter(box: Mailbox, actor: Any) -> Waiter:
     """A wait for the calls of a cancelled subscription, but for the caller's own (G2)."""
     mine = set(stack_of(running_here(actor)))
-    if box.state == DRAINING:
-        # Inline ones that come after the caller are still to be run: a wait for these could never end.
-        mine = {each for each in mine if each.actor is not None}
 
     def others() -> list[Delivery]:
         return [each for each in (*box.running, *box.unsettled()) if each not in mine]

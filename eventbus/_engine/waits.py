@@ -183,7 +183,7 @@ def deadlock(waiter: Waiter, cycle: list[str]) -> DeadlockError:
 
 
 def _mark(owner: Delivery, waiter: Waiter | None) -> None:
-    # Whoever runs inline holds up the handler on whose stack he is, and those that come after him.
+    # Whoever runs inline holds up the handler on whose stack he is.
     for each in stack_of(owner):
         each.waiter = waiter
 

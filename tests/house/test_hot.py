@@ -33,7 +33,7 @@ from pydantic import BaseModel
 
 import eventbus
 from eventbus import BusClosedError, Event, EventBus, NoHandlerError, Status
-from eventbus._engine import dispatcher, hot, inline, mailbox, primitives
+from eventbus._engine import dispatcher, hot, mailbox, primitives
 from eventbus._engine.closing import CLOSED
 from eventbus._engine.delivery import Delivery, current, held
 from eventbus._engine.engine import Engine
@@ -273,7 +273,6 @@ def look() -> tuple[int, dict[str, int]]:
     sentinels = {
         "AsyncReceipt": AsyncReceipt,
         "Delivery": Delivery,
-        "NOBODY": inline.NOBODY,
         "NO_COUNTS": mailbox.NO_COUNTS,
         "REFUSED": dispatcher.REFUSED,
         "Receipt": Receipt,

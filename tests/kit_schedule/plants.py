@@ -22,7 +22,7 @@ from eventbus._engine.delivery import LINED, RUNNING, SETTLED
 from eventbus._engine.dispatcher import Dispatcher, Worker
 from eventbus._engine.engine import Engine
 from eventbus._engine.lane import Lane
-from eventbus._engine.mailbox import ENDED, Mailbox
+from eventbus._engine.mailbox import ENDED, InlineMailbox, Mailbox
 from eventbus._engine.monitor import Monitor
 from eventbus._values.stats import Status
 
@@ -181,12 +181,11 @@ def a_count_is_lost() -> Any:
     """The number of emits is read before the step and written after it (G3)."""
 
     def make(accept: Any) -> Any:
-        def torn(self: Any, receipt: Any, *args: Any, **kwargs: Any) -> Any:
+        def torn(self: Any, receipt: Any, *args: Any, **kwargs: Any) -> None:
             tally = self.registry.route(receipt._topic).tally
             before = tally.emits
-            inline = accept(self, receipt, *args, **kwargs)
+            accept(self, receipt, *args, **kwargs)
             tally.emits = before + 1
-            return inline
 
         return torn
 
@@ -240,6 +239,16 @@ def cancel_leaves_what_is_pending() -> Any:
         return partly
 
     return _instead(Engine, "cancel_pending", make)
+
+
+@plant("inlines+undrain", bound=1)
+def an_inline_delivery_that_has_not_begun_is_nobodys() -> Any:
+    """A cancel that drains does not know of it: it is cancelled when its turn comes (G2)."""
+
+    def make(queue: Any) -> Any:
+        return lambda self: iter(())
+
+    return _instead(InlineMailbox, "queue", make)
 
 
 @plant("cancel+cancel", "cancel+cancelwait", bound=1)

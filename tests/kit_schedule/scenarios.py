@@ -91,6 +91,11 @@ def _once(name: str, register: Callable[[World], object]) -> Callable[[World], N
     return prepare
 
 
+def _both_inline(world: World) -> None:
+    """Two handlers of one topic, the second of which has not begun while the first one runs."""
+    _once("I1", lambda world: (world.on("I1", "i", inline=True), world.on("I2", "i", inline=True)))(world)
+
+
 def _on(world: World) -> None:
     name = f"new{world.now()}"
     if world.on(name, "t") is not None:
@@ -149,6 +154,8 @@ OPERATIONS: dict[str, Operation] = {
     "inline": Operation(
         _once("I", lambda world: world.on("I", "t", inline=True)), lambda world: world.wait(world.emit("t"))
     ),
+    "inlines": Operation(_both_inline, lambda world: _emits(world, "i", 2)),
+    "undrain": Operation(_both_inline, lambda world: world.cancel("I2", drain=True)),
     "raise": Operation(
         _once("R", lambda world: world.on("R", "r", act=_fail)), lambda world: world.wait(world.emit("r"))
     ),
@@ -283,6 +290,7 @@ def pairs() -> list[str]:
     for extra in EXTRA:
         names.append(f"{extra}+{extra}")
         names.extend(f"{extra}+{other}" for other in ("emits", "cancelwait", "drain", "close") if other != extra)
+    names.extend(("inlines+undrain", "warm/inlines+undrain"))
     names.extend(f"{policy}+cancelfull" for policy in ("block", "oldest", "latest", "impatient"))
     names.extend(f"warm/{extra}+emits" for extra in EXTRA)
     return names

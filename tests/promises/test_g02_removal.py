@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, LONG, Gate, Log, Team, past, settled, soon
+from kit import BOUND, LONG, Gate, Log, Team, past, settled, sleeps, soon
 
 from eventbus import DeadlockError, EventBus, EventTimeoutError, NotRegisteredError, Receipt, Status
+from eventbus._engine import hot
 
 
 def statuses(receipts: list[Receipt]) -> list[str]:
@@ -350,6 +352,125 @@ def test_g2_an_inline_handler_that_an_earlier_one_cancels_does_not_begin(bus: Ev
     assert later == []
     assert third == [1]
     assert [outcome.status.value for outcome in receipt.outcomes] == ["delivered", "cancelled", "delivered"]
+
+
+class Half:
+    """An emit whose first inline handler is held up, so that the delivery for the second has not begun."""
+
+    def __init__(self, bus: EventBus, warm: bool) -> None:
+        self.bus = bus
+        self.gate = Gate()
+        self.log = Log()
+        bus.on("a", lambda payload: self.gate(payload) if payload else None, inline=True)
+        self.second = bus.on("a", lambda payload: self.log(payload) if payload else None, inline=True)
+        for _ in range(2 if warm else 0):
+            bus.emit("a", 0)
+
+    def begin(self, team: Team) -> None:
+        """One thread emits and is held up."""
+        team.add(lambda: [each.status for each in self.bus.emit("a", 1).outcomes])
+        team.go()
+        self.gate.entered()
+
+
+@pytest.fixture(params=["first emit", "later", "later in Python"])
+def half(request: pytest.FixtureRequest) -> Iterator[Half]:
+    """From a topic's second emit on, inline deliveries begin in sections, in C mostly."""
+    before = hot.use(request.param != "later in Python")
+    try:
+        with EventBus("half") as bus:
+            yield Half(bus, request.param != "first emit")
+    finally:
+        hot.use(before)
+
+
+def test_g2_a_cancel_that_drains_waits_for_an_inline_delivery_that_has_not_begun(half: Half) -> None:
+    with Team() as team, half.gate:
+        half.begin(team)
+        with pytest.raises(EventTimeoutError):
+            half.second.cancel(drain=True, timeout=0)
+        assert half.second.handler is not None
+        sleeps(team.add(lambda: (half.second.cancel(drain=True), list(half.log.items))))
+    assert team.results == [[Status.DELIVERED] * 2, (False, [1])]
+    assert half.second.handler is None
+
+
+def test_g2_a_cancel_settles_an_inline_delivery_that_has_not_begun(half: Half) -> None:
+    with Team() as team, half.gate:
+        half.begin(team)
+        before = half.second.stats().cancelled
+        assert half.second.cancel(wait=True, timeout=BOUND)
+        assert half.second.stats().cancelled == before + 1
+        assert half.second.handler is None
+    assert team.results == [[Status.DELIVERED, Status.CANCELLED]]
+    assert half.log.items == []
+
+
+def test_g2_a_cancel_ends_one_that_drains(half: Half) -> None:
+    with Team() as team, half.gate:
+        half.begin(team)
+        sleeps(team.add(lambda: half.second.cancel(drain=True)))
+        half.second.cancel()
+        soon(lambda: team.results[1] is True, "the drain has ended")
+    assert team.results[0] == [Status.DELIVERED, Status.CANCELLED]
+
+
+def test_g3_an_inline_delivery_that_has_not_begun_is_counted_as_pending(half: Half) -> None:
+    with Team() as team, half.gate:
+        half.begin(team)
+        row, totals = half.second.stats(), half.bus.stats().totals
+        assert (row.pending, row.running, row.deliveries) == (1, 0, row.delivered + 1)
+        assert (totals.pending, totals.running) == (1, 1)
+        assert totals.deliveries == totals.delivered + 2
+    row = half.second.stats()
+    assert (row.pending, row.running, row.deliveries) == (0, 0, row.delivered)
+
+
+def test_g8_an_inline_handler_cannot_wait_for_one_that_comes_after_it(half: Half) -> None:
+    told: list[BaseException] = []
+
+    def drains(payload: Any) -> None:
+        if payload == 2:
+            with pytest.raises(DeadlockError) as caught:
+                last.cancel(drain=True)
+            told.append(caught.value)
+
+    log = Log()
+    half.bus.on("a", drains, inline=True)
+    last = half.bus.on("a", lambda payload: log(payload) if payload == 2 else None, inline=True)
+    half.gate.open()
+    assert [each.status for each in half.bus.emit("a", 2).outcomes] == [Status.DELIVERED] * 4
+    assert log.items == [2]
+    assert len(told) == 1
+    assert not last.active
+
+
+def test_g10_close_cancels_an_inline_delivery_that_has_not_begun(half: Half) -> None:
+    with Team() as team, half.gate:
+        half.begin(team)
+        report = half.bus.close(0)
+        assert report.cancelled == 2
+        assert len(report.stuck) == 1
+    assert team.results == [[Status.CANCELLED] * 2]
+    assert half.log.items == []
+
+
+def test_g10_a_drain_waits_for_an_inline_delivery_that_has_not_begun(half: Half) -> None:
+    """That of a handler, too, which looks at each."""
+    drained: list[list[Any]] = []
+
+    def drains(_: Any) -> None:
+        half.bus.drain()
+        drained.append(list(half.log.items))
+
+    half.bus.on("drains", drains)
+    with Team() as team, half.gate:
+        half.begin(team)
+        receipt = half.bus.emit("drains")
+        sleeps(team.add(half.bus.drain))
+        assert drained == []
+    receipt.wait(BOUND)
+    assert drained == [[1]]
 
 
 # Others that wait

@@ -303,7 +303,7 @@ def test_g12_whoever_waits_for_the_end_of_a_call_hears_of_it_though_its_step_is_
         pass
 
     told: list[Delivery] = []
-    finished = Mailbox._finished
+    finished = Mailbox.finished
 
     def alarmed(box: Mailbox, delivery: Delivery) -> None:
         told.append(delivery)
@@ -320,7 +320,7 @@ def test_g12_whoever_waits_for_the_end_of_a_call_hears_of_it_though_its_step_is_
         box.running = (ended,)
         box.finish(ended)
 
-    monkeypatch.setattr(Mailbox, "_finished", alarmed)
+    monkeypatch.setattr(Mailbox, "finished", alarmed)
     with pytest.raises(Alarm):
         bus._engine.monitor.run(ends)
     assert told == [ended, ended]

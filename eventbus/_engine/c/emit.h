@@ -263,9 +263,12 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     put_again(receipt, s->r._left, SLOT(route, s->o.counted));
     put(receipt, s->r._observers, observers);
     observers = NULL;
+    int all_inline = is_true(route, s->o.all_inline);
+    if (all_inline && PyList_Append(SLOT(engine, s->e.inlining), deliveries) < 0)
+        goto finally;
     /* End of section. */
-    if (is_true(route, s->o.all_inline)) {
-        if (run_inline(s, engine, receipt, deliveries, epoch, before) == 0)
+    if (all_inline) {
+        if (run_inline(s, engine, receipt, deliveries, before) == 0)
             result = Py_NewRef(receipt);
         if (result != NULL && length(s, SLOT(monitor, s->m.after)) > 0) {
             PyObject *nothing = PyObject_CallMethodNoArgs(monitor, s->n_flush);
@@ -343,7 +346,7 @@ finally:
     if (result == NULL && accepted) {
         /* That of a signal handler in all likelihood, or the stack is exhausted: make good what may be half-done. */
         PyObject *error = take_error();
-        note(s, error, monitor, s->mend_emit, engine, route, deliveries, s->zero, epoch);
+        note(s, error, monitor, s->mend_emit, engine, route, deliveries, s->zero);
         set_error(error);
     }
     Py_XDECREF(rest);

@@ -32,12 +32,11 @@ set_error(PyObject *error)
 /* After an error: have Python code do something outside of steps. It is noted where the next flush finds it, without a
    call of Python code; if the stack is exhausted, whoever flushes next has more of it. */
 static void
-note(State *s, PyObject *error, PyObject *monitor, PyObject *function, PyObject *a, PyObject *b, PyObject *c, PyObject *d,
-     PyObject *e)
+note(State *s, PyObject *error, PyObject *monitor, PyObject *function, PyObject *a, PyObject *b, PyObject *c, PyObject *d)
 {
-    PyObject *parts[6] = {function, a, b, c, d, e}, *call = NULL, *after = SLOT(monitor, s->m.after);
+    PyObject *parts[5] = {function, a, b, c, d}, *call = NULL, *after = SLOT(monitor, s->m.after);
     Py_ssize_t count = 0;
-    while (count < 6 && parts[count] != NULL)
+    while (count < 5 && parts[count] != NULL)
         count++;
     PyObject *given = PyTuple_New(count);
     for (Py_ssize_t index = 0; given != NULL && index < count; index++)

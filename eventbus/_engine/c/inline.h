@@ -16,10 +16,12 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *epoch,
-        PyObject *ident, PyObject *outer, Own *own, PyObject **token, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *ident,
+        PyObject *outer, Own *own, PyObject **token, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
+    if (box == Py_None)
+        return box; /* it was cancelled meanwhile */
     PyObject *alone = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyTuple_Pack(1, delivery);
     PyObject *passing = NULL, *value = NULL, *error = NULL, *took = NULL;
     PyObject *count = alone == NULL ? NULL : changed(box, s->b.deliveries, 1);
@@ -28,15 +30,14 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyO
         Py_CLEAR(alone);
     }
     put_again(delivery, s->d.actor, ident);
-    put_again(delivery, s->d.later, s->nobody);
-    put_again(delivery, s->d.epoch, epoch);
     if (outer != NULL) {
         put_again(delivery, s->d.outer, outer);
         put_again(delivery, s->d.worker, SLOT(outer, s->d.worker));
     }
     /* Section: an inline delivery begins. */
     if (alone != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
-        length(s, SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts) {
+        length(s, SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts &&
+        SLOT(delivery, s->d.state) == s->states[PENDING]) {
         put_again(delivery, s->d.state, s->states[RUNNING]);
         put_again(delivery, s->d.info, SLOT(box, s->b.info));
         put_count(box, s->b.deliveries, count, 1);
@@ -119,9 +120,25 @@ own_ident(State *s, unsigned long ident)
     return Py_XNewRef(s->ident);
 }
 
+/* inline.leave(). */
+static void
+leave(State *s, PyObject *engine, PyObject *deliveries)
+{
+    PyObject *inlining = SLOT(engine, s->e.inlining);
+    Py_ssize_t last = PyList_GET_SIZE(inlining) - 1, index = last;
+    while (index >= 0 && PyList_GET_ITEM(inlining, index) != deliveries)
+        index--;
+    if (index >= 0 && index == last) { /* as nearly always */
+        Py_SET_SIZE(inlining, last);
+        Py_DECREF(deliveries);
+    }
+    else if (index >= 0 && PyList_SetSlice(inlining, index, index + 1, NULL) < 0)
+        PyErr_Clear(); /* not for want of memory: what is left of the list is moved where it is */
+}
+
 /* inline.run_inline(). */
 static int
-run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *epoch, PyObject *before)
+run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *before)
 {
     PyObject *cause = held_by(s, before);
     Own own = {NULL, NULL, NULL, NULL, 0};
@@ -137,13 +154,15 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     failed = failed || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
         PyObject *ended =
-            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), epoch, actor, outer, &own,
-                    &token, &started);
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), actor, outer, &own, &token,
+                    &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
         Py_XDECREF(ended);
     }
+    if (!failed)
+        leave(s, engine, deliveries);
     PyObject *error = failed ? take_error() : NULL;
     leave_context(&own);
     if (token == NULL || PyContextVar_Reset(s->current, token) < 0) {

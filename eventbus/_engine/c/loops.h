@@ -169,7 +169,7 @@ lend(State *s, PyObject *executor, PyObject *slot, PyObject *loop, int in_task, 
     Py_DECREF(before);
     Py_XDECREF(after);
     if (error != NULL)
-        note(s, error, monitor, s->mend_slot, executor, slot, NULL, NULL, NULL);
+        note(s, error, monitor, s->mend_slot, executor, slot, NULL, NULL);
     else if (SLOT(slot, s->sl.suspended) != Py_False || SLOT(slot, s->sl.yielding) != Py_False ||
              SLOT(slot, s->sl.cancelled) != s->zero) {
         PyObject *nothing = PyObject_CallMethodOneArg(executor, s->n_lent, slot);

@@ -14,14 +14,14 @@
 
 /* The attributes that are used, by class. */
 #define ENGINE(X) X(monitor) X(registry) X(seqs) X(sampled) X(max_depth) X(uid) X(state) X(epoch) X(drains) \
-    X(keen) X(emitter) X(propagates)
+    X(inlining) X(keen) X(emitter) X(propagates)
 #define MONITOR(X) X(after) X(busy) X(deferred)
 #define REGISTRY(X) X(routes) X(generation)
 #define ROUTE(X) X(boxes) X(counted) X(generation) X(all_inline) X(reserved) X(swift) X(tally)
 #define TALLY(X) X(emits)
 #define EPOCH(X) X(open)
 #define HOLDER(X) X(delivery)
-#define DELIVERY(X) X(actor) X(box) X(deadline) X(duration) X(epoch) X(error) X(info) X(later) X(lineage) X(outer) \
+#define DELIVERY(X) X(actor) X(box) X(deadline) X(duration) X(epoch) X(error) X(info) X(lineage) X(outer) \
     X(receipt) X(seq) X(state) X(status) X(uid) X(value) X(waiter) X(worker)
 #define RECEIPT(X) X(_accepting) X(_context) X(_deliveries) X(_engine) X(_event) X(_follows) X(_headers) X(_left) \
     X(_lineage) X(_mark) X(_observers) X(_payload) X(_propagate) X(_seq) X(_timestamp) X(_topic) X(_uid) X(_waiters)
@@ -44,7 +44,7 @@
 #define WHOSE(X) X(executor)
 /* The objects that are held. */
 #define HELD(X) X(AsyncReceipt) X(Delivery) X(Dispatcher) X(Holder) X(LoopExecutor) X(Receipt) X(as_coroutine) \
-    X(begin_inline) X(current) X(delivered) X(deque) X(dropped) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) X(nobody) \
+    X(begin_inline) X(current) X(delivered) X(deque) X(dropped) X(end_inline) X(mend_emit) X(mend_slot) X(no_counts) \
     X(partial) X(plain) X(running_loop) X(Sleeper) X(seam) X(show_still) X(steps) X(swap_task) X(to_plain) X(too_late)
 
 /* Those that are its own. */
