@@ -170,6 +170,15 @@ class Monitor:
         elif interrupted is not self:
             interrupted.defer(self.flush)  # another bus's step: its end is this line's turn
 
+    def defer_alone(self, call: Callable[[], None]) -> None:
+        """Put a call off, first in line; of what stands there only that stays which has begun. In a forked child."""
+        ident = primitives.get_ident()
+        line = self.deferred.get(ident, Line())
+        begun = [late for late in line if late.begun]
+        line.clear()
+        line.extend((*begun, Late(call)))
+        self.deferred = {ident: line}
+
     def pending_here(self) -> bool:
         """Whether this thread has put calls off that have not taken effect yet."""
         return bool(self.deferred.get(primitives.get_ident()))

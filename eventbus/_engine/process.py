@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .._values.stats import CloseReport, Status
@@ -46,18 +47,30 @@ def _after_fork() -> None:
     for ident in list(steps):
         if ident != mine:  # of threads that are not in the child
             del steps[ident]
+    interrupted = steps.get(mine)
     for engine in living():
         try:
-            _renew(engine)
+            if engine.monitor is interrupted:
+                # The step goes on here when the fork returns, with what it has found and counted so far.
+                engine.uid = primitives.new_uid()
+                engine.monitor.defer_alone(partial(_renew, engine, late=True))
+            else:
+                _renew(engine)
         except BaseException:
             log.exception("a bus could not be set up in the forked child")
 
 
-def _renew(engine: Engine) -> None:
-    """In a forked child, whose only thread this is: registrations stay, everything in motion is cancelled."""
+def _renew(engine: Engine, late: bool = False) -> None:
+    """In a forked child, whose only thread this is: registrations stay, everything in motion is cancelled.
+
+    ``late``: the fork came in the midst of a step, which has ended now; what was put off since then is to come.
+    """
     state = engine.state
     boxes = engine.all_boxes()
+    deferred = engine.monitor.deferred
     engine.monitor.renew()
+    if late:
+        engine.monitor.deferred = deferred
     engine.drains, engine.waiting = [], {}
     for box in boxes:
         for delivery in box.unsettled():

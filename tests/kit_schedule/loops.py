@@ -115,7 +115,7 @@ class Looped:
             mine = [sub for sub in world.subs.values() if sub.options.get("looped") is self]
             for sub in mine:
                 # From here on the loop's handlers may be cancelled; that is noticed at the next touch.
-                sub.cancel_begin = min(sub.cancel_begin, world.now())
+                sub.cancels(world.now())
                 sub.gone = True
         finally:
             loop.close()
@@ -183,7 +183,7 @@ class Looped:
         world = self.world
         sub = world.subs.get(name)
         if sub is not None:
-            sub.cancel_begin = min(sub.cancel_begin, world.now())
+            sub.cancels(world.now())
             sub.first += await sub.handle.cancel(True)
             end = world.now()
             sub.cancel_end, sub.quiet = min(sub.cancel_end, end), min(sub.quiet, end)

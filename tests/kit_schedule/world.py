@@ -59,6 +59,11 @@ class Sub:
     handle: Any = None
     gone: bool = False  # its loop has closed
 
+    def cancels(self, now: int, drain: bool = False) -> None:
+        """Somebody begins to cancel it, or whoever runs its handler leaves."""
+        self.cancel_begin = min(self.cancel_begin, now)
+        self.drained = self.drained and drain
+
     @property
     def serial(self) -> bool:
         return self.options.get("concurrency", 1) == 1 and not self.options.get("inline")
@@ -185,8 +190,7 @@ class World:
         sub = self.subs.get(name)
         if sub is None or sub.handle is None:
             return
-        sub.cancel_begin = min(sub.cancel_begin, self.now())
-        sub.drained = sub.drained and drain
+        sub.cancels(self.now(), drain)
         mine = any(call.sub is sub and call.end == ENDLESS and call.task is here() for call in self.calls)
         done: list[bool] = []
         if self._patient(lambda: done.append(sub.handle.cancel(wait, drain=drain))):

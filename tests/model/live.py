@@ -154,12 +154,12 @@ class LiveWorld(World):
         if sub is not None and sub.handle is not None:
             begin = self.now()
             with self.lock:
-                sub.cancel_begin = min(sub.cancel_begin, begin)
+                sub.cancels(begin, drain)
             self._cancelled(sub, bool(sub.handle.cancel(wait, drain=drain)), wait or drain)
 
     async def cancel_here(self, sub: Sub, wait: bool) -> None:
         """The same, in a loop."""
-        sub.cancel_begin = min(sub.cancel_begin, self.now())
+        sub.cancels(self.now())
         self._cancelled(sub, await sub.handle.cancel(wait), wait)
 
     def _cancelled(self, sub: Sub, mine: bool, waited: bool) -> None:
@@ -247,7 +247,7 @@ class LiveWorld(World):
                 if alone:
                     await self.cancel_here(sub, True)
                 else:
-                    sub.cancel_begin = min(sub.cancel_begin, self.now())
+                    sub.cancels(self.now())
                     sub.gone = True
 
         asyncio.run(whole())

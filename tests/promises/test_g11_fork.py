@@ -282,6 +282,105 @@ def test_a_fork_in_the_midst_of_a_step_of_ones_own() -> None:
             if 0 in children:
                 sys.stderr.flush()
                 os._exit(code)
-        assert [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children] == [0] * 5
+        # A signal may come before the handler has said that it is busy: one more then.
+        assert not any([os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children])
         """
     )
+
+
+@pytest.mark.parametrize("call", ["emit", "emit_inline", "cancel", "on", "wait", "drain", "stats"])
+def test_a_fork_at_any_line_of_a_step(call: str) -> None:
+    """The step goes on in the child, which is like any other when that has ended; the parent does not notice."""
+    program = """
+    import faulthandler
+    from eventbus._engine import monitor
+
+    class Fork:  # at one line of the engine's, of those that are run in a step
+        def __init__(self, place):
+            self.left, self.child = place, None
+
+        def __call__(self, frame, event, arg):
+            if "_engine" not in frame.f_code.co_filename:
+                return None
+            if event == "line" and self.child is None and monitor.steps:
+                self.left -= 1
+                if self.left < 0:
+                    self.child = os.fork()
+                    if self.child == 0:
+                        faulthandler.dump_traceback_later(5, exit=True)
+            return self
+
+    def once(place):
+        bus, go, entered, got = EventBus(), threading.Event(), threading.Event(), []
+
+        def held(payload):
+            entered.set()
+            go.wait()
+            return payload
+
+        full = bus.on("full", held, max_pending=1, block_timeout=0.005)
+        bus.on("free", got.append)
+        bus.on("inline", got.append, inline=True)
+        bus.on("inline", got.append, inline=True)
+        running = bus.emit("full", 1)
+        entered.wait()
+        pending = bus.emit("full", 2)
+        calls = {
+            "emit": lambda: bus.emit("full", 3),
+            "emit_inline": lambda: bus.emit("inline", 3),
+            "cancel": lambda: full.cancel(),
+            "on": lambda: bus.on("full", got.append),
+            "wait": lambda: pending.wait(0),
+            "drain": lambda: bus.drain(0),
+            "stats": lambda: bus.stats(),
+        }
+        made, fork = None, Fork(place)
+        sys.settrace(fork)
+        try:
+            made = calls[CALL]()
+        except EventTimeoutError:
+            pass
+        finally:
+            sys.settrace(None)
+        go.set()
+        if fork.child == 0:
+            code = 1
+            try:
+                in_child(bus, running, pending, made, got)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        assert running.wait(BOUND).results() == [1]
+        pending.wait(BOUND)
+        bus.drain(BOUND)
+        assert bus.close(BOUND).stuck == ()
+        if fork.child is None:
+            return False
+        assert os.waitstatus_to_exitcode(os.waitpid(fork.child, 0)[1]) == 0, place
+        return True
+
+    def in_child(bus, running, pending, made, got):
+        assert running.done and pending.done
+        if isinstance(made, Receipt):
+            made.wait(BOUND)
+        bus.emit("free", "last").wait(BOUND)
+        assert got[-1] == "last"
+        receipt = bus.emit("full", 4).wait(BOUND)
+        assert all(each.status == "delivered" for each in receipt.outcomes)
+        assert receipt.deliveries == {"cancel": 0, "on": 2}.get(CALL, 1)
+        bus.drain(BOUND)
+        row = bus.stats().totals
+        assert row.deliveries == row.delivered + row.cancelled + row.rejected, row
+        assert row.pending == row.running == 0, row
+        assert bus.close(BOUND).stuck == ()
+
+    place = 0
+    while once(place):
+        place += 1
+    assert place >= PLACES
+    """
+    places = {"emit": 40, "emit_inline": 20, "cancel": 30, "on": 20}.get(call, 1)
+    run(program.replace("CALL", repr(call)).replace("PLACES", str(places)))
