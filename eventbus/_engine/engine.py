@@ -45,7 +45,7 @@ from .call import TooLate
 from .closing import CLOSED, CLOSING, OPEN
 from .delivery import LINED, RUNNING, SETTLED, Delivery, Epoch, Holder, current, held, is_counted, running_here
 from .dispatcher import Dispatcher, Worker
-from .inline import Emitter, begin_inline, end_inline, mend_inline, run_inline
+from .inline import Emitter, begin_inline, end_inline, mend_inline, place, run_inline
 from .lane import Lane
 from .latency import Histogram
 from .mailbox import ACTIVE, COUNTER, DRAINING, ENDED, NEW, NO_COUNTS, InlineMailbox, KeyedMailbox, Mailbox
@@ -213,6 +213,8 @@ class Engine:
         inlining = self.inlining
         epoch = self.epoch if cause is None or cause.epoch is None else cause.epoch
         deliveries = [Delivery(receipt, box, epoch) for box in boxes]
+        if all_inline:
+            place(deliveries)
         counted = deliveries if route.counted == size else [each for each in deliveries if not each.box.observer]
         accepted = False
         done = 0
@@ -385,7 +387,8 @@ class Engine:
                 run_inline(self, receipt, inline, counted=True, late=True)
         except BaseException as error:
             if inline:
-                self.monitor.run(mend_inline, self, inline)
+                self.monitor.after.append(partial(self.monitor.run, mend_inline, self, inline))  # as above
+                self.monitor.flush(late=True)
             elif isinstance(error, EventBusError):
                 log.warning("an emit of %r that was put off is refused: %s", receipt._topic, error)
                 receipt._refuse(error)
@@ -504,9 +507,10 @@ class Engine:
                         box.offer(delivery)
                 elif box.inline:
                     delivery.info = box.info  # says that it is counted
-                    if not inline:
-                        self.inlining.append(inline)
+                    place((delivery,))
                     inline.append(delivery)
+                    if inline[0] is delivery:
+                        self.inlining.append(inline)
                 else:
                     self._offer(box, delivery, keys)
         except BaseException:
@@ -894,10 +898,10 @@ class Engine:
     def _finish_cancel(self, box: Mailbox) -> None:
         if box.state in (DRAINING, ENDED) and box.id in self.leftovers:
             self.registry.remove(box)
-            if box.state == ENDED and (box.deliveries or box.inline):
-                self.cancel_pending(box)
             if box.closer is not None:
                 self.monitor.after.append(box.closer)
+            if box.state == ENDED and (box.deliveries or box.inline):
+                self.cancel_pending(box)
             self.ripen(box)
 
     def cancel_pending(self, box: Mailbox) -> int:

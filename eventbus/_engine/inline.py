@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 from .._values.payload import PLAIN, to_plain
 from .._values.stats import Status
 from . import primitives
-from .call import argument, judge, own_code, strip
+from .call import TooLate, argument, judge, own_code, strip
 from .delivery import PENDING, RUNNING, SETTLED, current, running_here
 from .mailbox import ENDED, NO_COUNTS
 from .turn import REFUSED, turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .delivery import Delivery
     from .dispatcher import Dispatcher
     from .engine import Engine
     from .receipt import Receipt
 
-__all__ = ["Emitter", "begin_inline", "end_inline", "mend_inline", "run_inline"]
+__all__ = ["Emitter", "begin_inline", "end_inline", "mend_inline", "place", "run_inline"]
 
 DELIVERED = Status.DELIVERED
 
@@ -41,30 +41,37 @@ class Emitter:
         self.delivery: Any = None
 
 
+def place(deliveries: Iterable[Delivery]) -> None:
+    """Say on whose stack they are to run: in this thread, and within its handler."""
+    ident = primitives.get_ident()
+    outer = running_here(ident)
+    for delivery in deliveries:
+        delivery.actor = ident
+        if outer is not None:
+            delivery.outer = outer
+            delivery.worker = outer.worker  # whose thread this is
+
+
 def run_inline(
     engine: Engine, receipt: Receipt, deliveries: list[Delivery], *, counted: bool = False, late: bool = False
 ) -> None:
     """Run them; KeyboardInterrupt and SystemExit of a handler pass when all have run. ``late``: see Monitor.run."""
     monitor = engine.monitor
     monotonic = primitives.monotonic
-    ident = primitives.get_ident()
     emitter = engine.emitter
     passing: BaseException | None = None
-    outer = running_here(ident)
     before = current.get()
+    alone = not (primitives.tools() and primitives.watched())  # sections are what they should be
     try:
         for delivery in deliveries:
             box = delivery.box
             if box is None:  # pyright: ignore[reportUnnecessaryComparison]
                 continue  # it was cancelled meanwhile
             own = [delivery]
-            delivery.actor = ident
-            if outer is not None:
-                delivery.outer = outer
-                delivery.worker = outer.worker  # whose thread this is
             # Section: an inline delivery begins. See primitives.SECTIONS.
             if (
-                not monitor.busy
+                alone
+                and not monitor.busy
                 and box.flows
                 and not box.running
                 and box.counts is not NO_COUNTS
@@ -85,8 +92,9 @@ def run_inline(
             except BaseException as raised:
                 value, error = None, strip(raised)
             took = monotonic() - started
+            alone = not (primitives.tools() and primitives.watched())  # the handler may have begun to
             if error is None and (value is None or type(value) in PLAIN):
-                if turn(engine, emitter, delivery, receipt, box, value, took, False) is not REFUSED:
+                if alone and turn(engine, emitter, delivery, receipt, box, value, took, False) is not REFUSED:
                     continue
                 status = DELIVERED
             else:
@@ -110,6 +118,8 @@ def _call(delivery: Delivery) -> Any:
     convert = spec.convert
     payload = delivery.receipt._payload
     try:
+        if delivery.state is SETTLED:
+            raise TooLate  # by a close; the payload may have been gone
         if not spec.takes_event and (convert is None or (convert is to_plain and type(payload) in PLAIN)):
             return spec.function(payload)
         return spec.function(argument(delivery))
@@ -120,6 +130,13 @@ def _call(delivery: Delivery) -> Any:
 
 def leave(engine: Engine, deliveries: Sequence[Delivery]) -> None:
     """An emit's inline deliveries are settled, all of them."""
+    if primitives.SECTIONS:
+        _leave(engine, deliveries)
+    else:
+        engine.monitor.run(_leave, engine, deliveries)
+
+
+def _leave(engine: Engine, deliveries: Sequence[Delivery]) -> None:
     try:
         engine.inlining.remove(deliveries)  # one call, and deliveries compare by identity
     except ValueError:
@@ -139,7 +156,6 @@ def _begin(engine: Engine, delivery: Delivery) -> bool:
         engine.cancel_pending(box)
         engine.ripen(box)
     if delivery.state is not PENDING:
-        delivery.actor = delivery.worker = delivery.outer = None
         return False
     engine.count(delivery)
     box.own_counts()  # before the next one, which may begin in a section
@@ -164,16 +180,12 @@ def end_inline(
 def mend_inline(engine: Engine, deliveries: Sequence[Delivery]) -> None:
     """In a step: an emit ends by an exception; if it is no handler's, something is not settled: cancel that."""
     for delivery in deliveries:
-        box = delivery.box
-        if box is None:  # pyright: ignore[reportUnnecessaryComparison]
-            continue  # it has ended
+        box: Any = delivery.box
         if delivery.state is not SETTLED:
             box.retire(delivery, Status.CANCELLED)
-        if delivery in box.running:
-            box.finish(delivery)
-        else:
-            box.finished(delivery)
-    leave(engine, deliveries)
+        elif box is not None:
+            box.end(delivery)
+    _leave(engine, deliveries)
 
 
 own_code.update((run_inline.__code__, _call.__code__))

@@ -658,12 +658,25 @@ class InlineMailbox(Mailbox):
 
     def retire(self, delivery: Delivery, status: Status) -> None:
         self.engine.count(delivery)
-        self.engine.settle(delivery, status)
+        try:
+            self.engine.settle(delivery, status)
+        finally:
+            if delivery.state is SETTLED:
+                self.end(delivery)
+
+    def end(self, delivery: Delivery) -> None:
+        """It is settled: whether it had begun or not, it is nobody's any more. May be done again."""
+        if delivery in self.running:
+            self.finish(delivery)
+        else:
+            self.finished(delivery)
 
     def blockers(self, delivery: Delivery) -> list[list[Delivery]]:
         """It begins when the one before it in the same emit has ended, whoever else runs the handler meanwhile."""
         emits = [emit for emit in tuple(self.engine.inlining) if delivery in emit]
-        return [[each] for emit in emits for each in emit if each.state is RUNNING]
+        before = [[each] for emit in emits for each in emit if each.state is RUNNING]
+        # Between two of them, what runs on this stack is code of the handler that emits, if anybody's.
+        return before or ([] if delivery.outer is None else [[delivery.outer]])
 
     def uncounted(self) -> int:
         # Of an emit that took effect in a section: they are counted when they begin.

@@ -100,11 +100,13 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
         return True
     waiter.wake = wake
     owner = waiter.owner = running_here(actor)
-    if owner is not None and owner.box.engine is engine:
-        if waiter.mode != LENIENT:
-            cycle = stuck_on(owner, waiter)
-            if cycle:
-                raise deadlock(waiter, cycle)
+    mine = owner is not None and owner.box.engine is engine
+    if waiter.mode != LENIENT:
+        cycle = stuck_on(owner, waiter) if mine else []
+        cycle = cycle or _below(engine, waiter)
+        if cycle:
+            raise deadlock(waiter, cycle)
+    if mine:
         engine.waiting[waiter] = None
         _mark(owner, waiter)
         if owner.worker is not None:
@@ -115,6 +117,16 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
     engine.watch_loops()
     engine.recheck()
     return False
+
+
+def _below(engine: Engine, waiter: Waiter) -> list[str]:
+    """The cycle if all of it waits for what begins further down on this very stack: between two inline handlers."""
+    if engine.inlining and waiter.mode == ALL:
+        ident = primitives.get_ident()
+        for each in waiter.targets():
+            if each.state is PENDING and each.actor == ident:
+                return [each.label()] * 2
+    return []
 
 
 def end(engine: Engine, waiter: Waiter) -> bool:

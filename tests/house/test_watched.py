@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from eventbus import EventBus
-from eventbus._engine import primitives
+from eventbus._engine import hot, primitives
 from eventbus._engine.engine import Engine
 from eventbus._engine.turn import turn
 from eventbus_async import AsyncEventBus
@@ -38,6 +38,46 @@ def traced(inside: list[str]) -> Iterator[None]:
     finally:
         sys.settrace(before)
         threading.settrace(others)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"headers": {"a": 1}}], ids=["", "headers"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_g3_inline_handlers_make_steps(arguments: dict[str, Any], mixed: bool) -> None:
+    """Also where one of them is what starts the watching."""
+    began, inside = 0, list[str]()
+
+    def trace(frame: FrameType, event: str, arg: object) -> None:
+        if frame.f_code in SECTIONS:
+            inside.append(frame.f_code.co_name)
+
+    def begins(payload: Any) -> None:
+        nonlocal began
+        if payload == "begin":
+            began += 1
+            sys.settrace(trace)
+
+    with EventBus() as bus:
+        bus.on("t", begins, inline=True)
+        bus.on("t", lambda _: None, inline=True)
+        if mixed:
+            bus.on("t", lambda _: None)
+        for _ in range(3):
+            bus.emit("t", **arguments)
+        with traced(inside):
+            receipt = bus.emit("t", **arguments)
+        receipt.wait(10)
+        before = sys.gettrace()
+        was = hot.use(False)
+        try:
+            receipt = bus.emit("t", "begin", **arguments)
+        finally:
+            sys.settrace(before)
+            hot.use(was)
+        receipt.wait(10)
+        row = bus.stats().totals
+        assert row.deliveries == row.delivered
+    assert began == 1
+    assert inside == []
 
 
 def test_an_emit_is_not_torn_by_a_cancel_between_two_of_its_lines() -> None:

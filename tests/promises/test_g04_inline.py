@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, Team, settled, soon
+from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 from pydantic import BaseModel
 
 from eventbus import DeadlockError, Event, EventBus, PayloadError, Receipt, Status, Subscription
-from eventbus._engine import engine, hot, primitives
+from eventbus._engine import engine, hot, inline, primitives
 from eventbus._engine.delivery import RUNNING, running_here
+from eventbus._engine.engine import Engine
 from eventbus._engine.inline import end_inline
 from eventbus._engine.mailbox import DRAINING, Mailbox
+from eventbus._engine.turn import turn
 
 
 class Order(BaseModel):
@@ -268,6 +270,152 @@ def test_g2_one_that_runs_elsewhere_and_is_drained_still_begins(handlers: Handle
     handlers.emit(None, nested, None)
     assert seen == [True, *[Status.DELIVERED] * 3]
     assert not drained.active
+
+
+class Between:
+    """In the place of ``turn``: what it is given is done once, between two inline handlers."""
+
+    def __init__(self, does: Callable[[], Any]) -> None:
+        self.does: list[Callable[[], Any]] = [does]
+
+    def __call__(self, *args: Any) -> Any:
+        result = turn(*args)
+        if self.does:
+            self.does.pop()()
+        return result
+
+
+@pytest.mark.usefixtures("in_python")
+@pytest.mark.parametrize("within", [False, True])
+def test_g8_code_between_two_inline_handlers_cannot_wait_for_the_second(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch, within: bool
+) -> None:
+    """A signal handler's: no delivery is running then, but it stands on the stack of the emit."""
+    errors: list[DeadlockError] = []
+
+    def waits() -> None:
+        with pytest.raises(DeadlockError) as caught:
+            handlers.subscriptions[1].cancel(drain=True)
+        errors.append(caught.value)
+
+    def emits() -> list[Status]:
+        monkeypatch.setattr(inline, "turn", Between(waits))
+        return [each.status for each in handlers.emit(None, None, None).outcomes]
+
+    if within:
+        handlers.bus.on("outer", lambda _: emits())
+        statuses = handlers.bus.emit("outer").wait(BOUND).results()[0]
+    else:
+        statuses = emits()
+    assert statuses == [Status.DELIVERED] * 3
+    assert len(errors) == 1
+    assert not handlers.subscriptions[1].active
+
+
+def test_g8_an_error_told_before_an_inline_handler_begins_cannot_be_waited_with() -> None:
+    """``on_error`` runs in the handler that emits, and that is below."""
+    told: list[BaseException] = []
+
+    def on_error(_: Any) -> None:
+        try:
+            second.cancel(drain=True)
+        except DeadlockError as error:
+            told.append(error)
+
+    log = Log()
+    with EventBus("told", on_error=on_error, workers=2) as bus, Gate() as gate:
+        bus.on("both", gate, max_pending=1, overflow="error")
+        bus.emit("both")
+        gate.entered()
+        bus.emit("both")
+        second = bus.on("both", log, inline=True)
+        bus.on("outer", lambda _: bus.emit("both", 1))
+        bus.emit("outer").wait(BOUND)
+        assert len(told) == 1
+        assert log.items == [1]
+        assert not second.active
+
+
+class Interrupting(list[Any]):
+    """A signal handler raises as something is appended."""
+
+    def append(self, each: Any) -> None:
+        super().append(each)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("headers", [None, {"a": 1}])
+def test_g12_an_emit_broken_as_it_takes_effect_leaves_nothing(
+    handlers: Handlers, headers: dict[str, Any] | None
+) -> None:
+    bus = handlers.bus
+    core = bus._engine
+    handlers.emit()
+    core.inlining = Interrupting()
+    bus.on("a", lambda _: None)  # not all are inline: in a step
+    with pytest.raises(KeyboardInterrupt):
+        bus.emit("a", headers=headers)
+    assert core.inlining == []
+    core.inlining = []
+    bus.drain(BOUND)
+    assert handlers.subscriptions[0].cancel(drain=True, timeout=0)
+
+
+@pytest.mark.usefixtures("in_python")
+def test_g12_a_mend_that_is_broken_is_made_good(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler raises between two inline handlers, and again where the second is settled for that."""
+
+    def raises() -> None:
+        raise KeyboardInterrupt
+
+    settle = Engine.settle
+    again: list[int] = [1]
+
+    def alarmed(self: Any, delivery: Any, status: Any, *args: Any, **kwargs: Any) -> None:
+        settle(self, delivery, status, *args, **kwargs)
+        if status is Status.CANCELLED and again:
+            again.pop()
+            raises()
+
+    core = handlers.bus._engine
+    drained = handlers.subscriptions[1]
+
+    def drains() -> None:
+        thread = team.add(lambda: drained.cancel(drain=True, timeout=BOUND))
+        sleeps(thread)
+
+    with Team() as team:
+        team.go()
+        monkeypatch.setattr(inline, "turn", Between(raises))
+        monkeypatch.setattr(Engine, "settle", alarmed)
+        with pytest.raises(KeyboardInterrupt):
+            handlers.emit(drains, None, None)
+    assert team.results == [True]
+    assert core.inlining == []
+    assert not core.leftovers
+    assert drained.handler is None
+
+
+@pytest.mark.usefixtures("in_python")
+@pytest.mark.parametrize("warm", [False, True])
+def test_g10_a_handler_is_not_called_for_what_a_close_has_cancelled(
+    monkeypatch: pytest.MonkeyPatch, warm: bool
+) -> None:
+    """It had begun, and its payload is gone."""
+    handlers = Handlers(EventBus("closed"))
+    for _ in range(2 if warm else 0):
+        handlers.emit()
+    call = inline._call
+
+    def late(delivery: Any) -> Any:
+        with Team() as team:
+            team.add(handlers.bus.close, 0)
+        return call(delivery)
+
+    monkeypatch.setattr(inline, "_call", late)
+    receipt = handlers.emit(lambda: 1, lambda: 2, lambda: 3)
+    assert handlers.began == []
+    assert [each.status for each in receipt.outcomes] == [Status.CANCELLED] * 3
 
 
 class TestPayloads:

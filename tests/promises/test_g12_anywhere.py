@@ -29,8 +29,12 @@ import eventbus
 import eventbus._engine.engine as engine_module
 from eventbus import BusClosedError, CloseReport, DeadlockError, Event, EventBus, Receipt, Status, Subscription
 from eventbus._engine import primitives
+from eventbus._engine.engine import Engine
+from eventbus._engine.inline import run_inline
+from eventbus._engine.turn import turn
 
 HERE = eventbus.__file__.rpartition("__init__")[0]
+SECTIONED = {Engine._emit_in_sections.__code__, run_inline.__code__, turn.__code__}
 
 
 # The interrupter
@@ -201,6 +205,11 @@ def may_raise(place: Place) -> bool:
     return offset in found
 
 
+def may_interrupt(place: Place) -> bool:
+    """Whether anything at all can come before this instruction: within a section, only what CPython lets in."""
+    return place[0] not in SECTIONED or may_raise(place)
+
+
 def where(place: Place | None) -> str:
     if place is None:
         return "nowhere"
@@ -277,6 +286,7 @@ def at_every_instruction(work: Callable[[Scene], Callable[[], None] | None], *, 
     main = threading.get_ident()
     chosen = (lambda ident: ident == main) if thread == "main" else (lambda ident: ident != main)
     interrupter = Interrupter(chosen)
+    interrupter.suits = may_interrupt
     missed = 0
     with interrupting(interrupter), EventBus(workers=1) as bus:
         scene = Scene(bus)

@@ -1,8 +1,20 @@
 /* What Engine.emit() does where mailboxes ask for no more than an append. */
 
+/* This thread's ident as an object; remembered, since mostly one thread asks. */
+static PyObject *
+own_ident(State *s)
+{
+    unsigned long ident = PyThread_get_thread_ident();
+    if (s->ident == NULL || s->whose != ident) {
+        Py_XSETREF(s->ident, PyLong_FromUnsignedLong(ident));
+        s->whose = ident;
+    }
+    return Py_XNewRef(s->ident);
+}
+
 /* A delivery as Delivery.__init__ makes it. Not tracked. */
 static PyObject *
-make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
+make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch, PyObject *actor)
 {
     PyObject *made = allocate((PyTypeObject *)s->Delivery);
     if (made == NULL)
@@ -14,7 +26,7 @@ make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch)
     SLOT(made, s->d.status) = Py_NewRef(Py_None);
     SLOT(made, s->d.deadline) = Py_NewRef(Py_None);
     SLOT(made, s->d.worker) = Py_NewRef(Py_None);
-    SLOT(made, s->d.actor) = Py_NewRef(Py_None);
+    SLOT(made, s->d.actor) = Py_NewRef(actor);
     SLOT(made, s->d.waiter) = Py_NewRef(Py_None);
     SLOT(made, s->d.outer) = Py_NewRef(Py_None);
     return made;
@@ -176,6 +188,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     PyObject *before = NULL, *cause = NULL, *causing = NULL, *epoch = NULL, *receipt = NULL;
     PyObject *deliveries = NULL, *counted = NULL, *result = NULL;
     PyObject *opened = NULL, *emits = NULL, *observers = NULL, *sleeper = NULL, *loop = NULL, *rest = NULL;
+    PyObject *actor = NULL;
     Py_INCREF(route);
     PyObject *boxes = SLOT(route, s->o.boxes);
     Py_ssize_t size = PyTuple_GET_SIZE(boxes);
@@ -206,11 +219,14 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         SLOT(receipt, s->ar._binding) = Py_NewRef(args[8]);
         SLOT(receipt, s->ar._patience) = Py_NewRef(Py_None);
     }
+    /* Inline ones stand on this stack (inline.place()). There is no handler below them, see above. */
+    int all_inline = is_true(route, s->o.all_inline);
+    actor = all_inline ? own_ident(s) : Py_NewRef(Py_None);
     deliveries = PyTuple_New(size);
-    if (deliveries == NULL)
+    if (deliveries == NULL || actor == NULL)
         goto finally;
     for (Py_ssize_t index = 0; index < size; index++) {
-        PyObject *delivery = make_delivery(s, receipt, PyTuple_GET_ITEM(boxes, index), epoch);
+        PyObject *delivery = make_delivery(s, receipt, PyTuple_GET_ITEM(boxes, index), epoch, actor);
         if (delivery == NULL)
             goto finally;
         PyTuple_SET_ITEM(deliveries, index, delivery);
@@ -263,7 +279,6 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     put_again(receipt, s->r._left, SLOT(route, s->o.counted));
     put(receipt, s->r._observers, observers);
     observers = NULL;
-    int all_inline = is_true(route, s->o.all_inline);
     if (all_inline && PyList_Append(SLOT(engine, s->e.inlining), deliveries) < 0)
         goto finally;
     /* End of section. */
@@ -350,6 +365,7 @@ finally:
         set_error(error);
     }
     Py_XDECREF(rest);
+    Py_XDECREF(actor);
     Py_XDECREF(sleeper);
     Py_XDECREF(loop);
     Py_XDECREF(opened);

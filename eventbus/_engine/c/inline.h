@@ -16,8 +16,8 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *ident,
-        PyObject *outer, Own *own, PyObject **token, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, Own *own,
+        PyObject **token, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
     if (box == Py_None)
@@ -28,11 +28,6 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyO
     if (count == NULL) {
         PyErr_Clear();
         Py_CLEAR(alone);
-    }
-    put_again(delivery, s->d.actor, ident);
-    if (outer != NULL) {
-        put_again(delivery, s->d.outer, outer);
-        put_again(delivery, s->d.worker, SLOT(outer, s->d.worker));
     }
     /* Section: an inline delivery begins. */
     if (alone != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
@@ -109,17 +104,6 @@ finally:
     return passing;
 }
 
-/* A thread's ident as an object; remembered, since mostly one thread asks. */
-static PyObject *
-own_ident(State *s, unsigned long ident)
-{
-    if (s->ident == NULL || s->whose != ident) {
-        Py_XSETREF(s->ident, PyLong_FromUnsignedLong(ident));
-        s->whose = ident;
-    }
-    return Py_XNewRef(s->ident);
-}
-
 /* inline.leave(). */
 static void
 leave(State *s, PyObject *engine, PyObject *deliveries)
@@ -128,34 +112,27 @@ leave(State *s, PyObject *engine, PyObject *deliveries)
     Py_ssize_t last = PyList_GET_SIZE(inlining) - 1, index = last;
     while (index >= 0 && PyList_GET_ITEM(inlining, index) != deliveries)
         index--;
-    if (index >= 0 && index == last) { /* as nearly always */
+    if (index >= 0) { /* without PyList_SetSlice, which might want memory */
+        PyObject **items = ((PyListObject *)inlining)->ob_item;
+        if (index < last)
+            memmove(items + index, items + index + 1, (last - index) * sizeof *items);
         Py_SET_SIZE(inlining, last);
         Py_DECREF(deliveries);
     }
-    else if (index >= 0 && PyList_SetSlice(inlining, index, index + 1, NULL) < 0)
-        PyErr_Clear(); /* not for want of memory: what is left of the list is moved where it is */
 }
 
 /* inline.run_inline(). */
 static int
 run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *before)
 {
-    PyObject *cause = held_by(s, before);
     Own own = {NULL, NULL, NULL, NULL, 0};
     PyObject *token = NULL; /* of a handler that is the only one */
-    unsigned long ident = PyThread_get_thread_ident();
-    PyObject *outer = NULL;
-    if (cause != Py_None && SLOT(cause, s->d.box) != Py_None && is_ident(SLOT(cause, s->d.actor), ident))
-        outer = cause;
-    PyObject *actor = own_ident(s, ident);
     PyObject *passing = Py_NewRef(Py_None);
-    int failed = actor == NULL;
-    double started = failed ? 0.0 : read_clock(s, MONOTONIC);
-    failed = failed || failed_at(started);
+    double started = read_clock(s, MONOTONIC);
+    int failed = failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
         PyObject *ended =
-            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), actor, outer, &own, &token,
-                    &started);
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), &own, &token, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
@@ -185,7 +162,6 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
         failed = 1;
         PyErr_SetObject((PyObject *)Py_TYPE(passing), passing);
     }
-    Py_XDECREF(actor);
     Py_DECREF(passing);
     return failed ? -1 : 0;
 }
