@@ -62,12 +62,13 @@ def run_inline(
     passing: BaseException | None = None
     before = current.get()
     alone = not (primitives.tools() and primitives.watched())  # sections are what they should be
+    cell: list[Any] = [None]  # what a mailbox is running, while nobody else runs its handler
     try:
         for delivery in deliveries:
             box = delivery.box
             if box is None:  # pyright: ignore[reportUnnecessaryComparison]
                 continue  # it was cancelled meanwhile
-            own = [delivery]
+            cell[0] = delivery
             # Section: an inline delivery begins. See primitives.SECTIONS.
             if (
                 alone
@@ -81,7 +82,7 @@ def run_inline(
                 if not counted:
                     delivery.info = box.info  # says that it is counted
                     box.deliveries += 1
-                box.running = own
+                box.running = cell
                 # End of section.
             if delivery.state is not RUNNING and not begin_inline(engine, delivery, late):
                 continue
@@ -107,7 +108,7 @@ def run_inline(
         current.set(before)
         # An error's traceback holds this frame (G18).
         del receipt, deliveries
-        delivery = value = error = own = None  # type: ignore[assignment]
+        delivery = value = error = cell = None  # type: ignore[assignment]
     if passing is not None:
         raise passing
 

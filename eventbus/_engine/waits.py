@@ -100,17 +100,17 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
         return True
     waiter.wake = wake
     owner = waiter.owner = running_here(actor)
-    mine = owner is not None and owner.box.engine is engine
+    mine = owner if owner is not None and owner.box.engine is engine else None
     if waiter.mode != LENIENT:
-        cycle = stuck_on(owner, waiter) if mine else []
+        cycle = [] if mine is None else stuck_on(mine, waiter)
         cycle = cycle or _below(engine, waiter)
         if cycle:
             raise deadlock(waiter, cycle)
-    if mine:
+    if mine is not None:
         engine.waiting[waiter] = None
-        _mark(owner, waiter)
-        if owner.worker is not None:
-            owner.worker.enter_wait()
+        _mark(mine, waiter)
+        if mine.worker is not None:
+            mine.worker.enter_wait()
     waiter.enlist(waiter, True)
     waiter.counted = True
     engine.sleepers += 1

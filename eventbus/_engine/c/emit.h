@@ -171,6 +171,8 @@ wake(State *s, PyObject *sleeper)
     return nothing;
 }
 
+enum { NEAR = 16 }; /* so many mailboxes stay in it */
+
 /* An emit, given (engine, make, topic, payload, headers, require, follow, propagate_errors[, binding]): the receipt, or
    None if this is none of the common cases, and then nothing has been done. */
 static PyObject *
@@ -297,6 +299,10 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     for (Py_ssize_t index = 0; index < size; index++) {
         PyObject *box = PyTuple_GET_ITEM(boxes, index), *delivery = PyTuple_GET_ITEM(deliveries, index);
         PyObject *given = NULL, *held = NULL, *nothing = NULL;
+        if (size > NEAR && index + 2 < size) { /* since the last emit they have gone out of the nearest cache */
+            prefetch(PyTuple_GET_ITEM(boxes, index + 2));
+            prefetch(SLOT(PyTuple_GET_ITEM(boxes, index + 1), s->b.pending));
+        }
         /* Section: a delivery is admitted. */
         if (SLOT(monitor, s->m.busy) == Py_False && is_true(box, s->b.admits) &&
             number(box, s->b.held) < number(box, s->b.bound)) {

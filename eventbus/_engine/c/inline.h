@@ -16,31 +16,29 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, Own *own,
-        PyObject **token, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *cell,
+        Own *own, PyObject **token, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
     if (box == Py_None)
         return box; /* it was cancelled meanwhile */
-    PyObject *alone = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyTuple_Pack(1, delivery);
     PyObject *passing = NULL, *value = NULL, *error = NULL, *took = NULL;
-    PyObject *count = alone == NULL ? NULL : changed(box, s->b.deliveries, 1);
-    if (count == NULL) {
+    PyObject *count = changed(box, s->b.deliveries, 1);
+    if (count == NULL)
         PyErr_Clear();
-        Py_CLEAR(alone);
-    }
+    if (cell != deliveries)
+        PyList_SetItem(cell, 0, Py_NewRef(delivery));
     /* Section: an inline delivery begins. */
-    if (alone != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
+    if (count != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
         length(s, SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts &&
         SLOT(delivery, s->d.state) == s->states[PENDING]) {
         put_again(delivery, s->d.state, s->states[RUNNING]);
         put_again(delivery, s->d.info, SLOT(box, s->b.info));
         put_count(box, s->b.deliveries, count, 1);
-        put(box, s->b.running, alone);
+        put_again(box, s->b.running, cell);
         /* End of section. */
     }
     else {
-        Py_XDECREF(alone);
         Py_XDECREF(count);
         PyObject *begun = PyObject_CallFunctionObjArgs(s->begin_inline, engine, delivery, NULL);
         if (begun != Py_True) {
@@ -128,11 +126,13 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     Own own = {NULL, NULL, NULL, NULL, 0};
     PyObject *token = NULL; /* of a handler that is the only one */
     PyObject *passing = Py_NewRef(Py_None);
+    /* What a mailbox is running, while nobody else runs its handler. */
+    PyObject *cell = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyList_New(1);
     double started = read_clock(s, MONOTONIC);
-    int failed = failed_at(started);
+    int failed = cell == NULL || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
         PyObject *ended =
-            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), &own, &token, &started);
+            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), cell, &own, &token, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
@@ -162,6 +162,7 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
         failed = 1;
         PyErr_SetObject((PyObject *)Py_TYPE(passing), passing);
     }
+    Py_XDECREF(cell);
     Py_DECREF(passing);
     return failed ? -1 : 0;
 }
