@@ -19,6 +19,7 @@
 #include "c/collector.h"
 #include "c/contexts.h"
 #include "c/turn.h"
+#include "c/latch.h"
 #include "c/threads.h"
 #include "c/loops.h"
 #include "c/inline.h"
@@ -65,6 +66,12 @@ prepare(PyObject *module)
     s->n_go_on = PyUnicode_InternFromString("go_on");
     s->n_lent = PyUnicode_InternFromString("lent");
     s->n_cancelling = PyUnicode_InternFromString("cancelling");
+    PyObject *latch = PyType_FromModuleAndSpec(module, &latch_spec, NULL);
+    if (latch == NULL || PyModule_AddType(module, (PyTypeObject *)latch) < 0) {
+        Py_XDECREF(latch);
+        return -1;
+    }
+    Py_DECREF(latch);
     return PyErr_Occurred() ? -1 : 0;
 }
 

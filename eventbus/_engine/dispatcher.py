@@ -142,7 +142,7 @@ class Worker:
 
     def __init__(self, pool: Dispatcher) -> None:
         self.executor = pool
-        self.sleeper = primitives.Sleeper()
+        self.sleeper = primitives.Sleeper(hot.Latch)
         self.thread: threading.Thread | None = None
         self.delivery: Delivery | None = None
         self.actor = 0  # the ident of its thread

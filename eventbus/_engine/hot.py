@@ -24,7 +24,20 @@ else:
     if os.environ.get("EVENTBUS_PURE", "0") not in ("", "0"):
         module = None
 
-__all__ = ["attend", "bind", "bind_loops", "drain", "flow", "language", "quicken", "resume", "serve", "track", "use"]
+__all__ = [
+    "Latch",
+    "attend",
+    "bind",
+    "bind_loops",
+    "drain",
+    "flow",
+    "language",
+    "quicken",
+    "resume",
+    "serve",
+    "track",
+    "use",
+]
 
 
 def bind(names: Mapping[str, Any]) -> None:
@@ -60,6 +73,7 @@ def use(on: bool) -> bool:
     return module is not None and module.use(on)
 
 
+Latch = None if module is None else module.Latch
 attend = None if module is None else module.attend
 drain = None if module is None else module.drain
 flow = None if module is None else module.flow

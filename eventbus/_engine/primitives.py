@@ -98,12 +98,15 @@ def pause() -> None:
 
 
 class Sleeper:
-    """A binary semaphore that one thread sleeps on; the cheapest that there is. A wake-up before the sleep counts."""
+    """A binary semaphore that one thread sleeps on; the cheapest that there is. A wake-up before the sleep counts.
+
+    It is made of a lock; ``make`` gives another one than Python's.
+    """
 
     __slots__ = ("_lock",)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, make: Callable[[], Any] | None = None) -> None:
+        self._lock = (make or threading.Lock)()
         self._lock.acquire()
 
     def sleep(self, timeout: float | None = None) -> bool:

@@ -1867,3 +1867,57 @@ def test_where_memory_runs_out_nothing_is_lost_or_doubled() -> None:
     code = textwrap.dedent(NO_MEMORY)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=False)
     assert done.stdout == "fine\n", (done.returncode, done.stderr)
+
+
+# What idle threads sleep on
+
+
+@needs_c
+def test_a_latch_is_as_a_lock() -> None:
+    latch = hot.Latch()
+    with pytest.raises(RuntimeError, match="open"):
+        latch.release()
+    assert latch.acquire() is True
+    assert latch.acquire(timeout=0) is False
+    assert latch.acquire(timeout=0.001) is False
+    latch.release()
+    assert latch.acquire(timeout=BOUND) is True
+    with pytest.raises(TypeError):
+        latch.acquire(timeout="long")
+    with pytest.raises(TypeError):
+        latch.acquire(1.0, 2.0)
+
+
+@needs_c
+def test_a_latch_wakes_who_sleeps_on_it_again_and_again() -> None:
+    """Two threads wake each other in turn; whoever is woken too early, late or never would stop them."""
+    here, there = primitives.Sleeper(hot.Latch), primitives.Sleeper(hot.Latch)
+    turns = 5000
+
+    def other() -> int:
+        return sum(there.sleep(BOUND) and here.wake() is None for _ in range(turns))
+
+    with Team() as team:
+        team.add(other)
+        team.go()
+        woken = 0
+        for _ in range(turns):
+            there.wake()
+            woken += here.sleep(BOUND)
+    assert (woken, team.results) == (turns, [turns])
+    assert not here.sleep(0)
+
+
+@needs_c
+def test_latches_are_freed_taken_or_not() -> None:
+    def make() -> None:
+        taken, not_taken = hot.Latch(), hot.Latch()
+        taken.acquire()
+        not_taken.acquire()
+        not_taken.release()
+
+    make()
+    before = look()
+    for _ in range(ROUNDS):
+        make()
+    assert not growth(before, look())

@@ -167,10 +167,10 @@ def get_ident() -> int:
     return _real["get_ident"]() if me is None else me.ident
 
 
-def make_sleeper() -> Any:
+def make_sleeper(make: Any = None) -> Any:
     me = here()
     if me is None:
-        return _real["Sleeper"]()
+        return _real["Sleeper"](make)
     me.sched.made += 1
     return Sleeper(me.sched.made)
 
