@@ -300,8 +300,11 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         PyObject *box = PyTuple_GET_ITEM(boxes, index), *delivery = PyTuple_GET_ITEM(deliveries, index);
         PyObject *given = NULL, *held = NULL, *nothing = NULL;
         if (size > NEAR && index + 2 < size) { /* since the last emit they have gone out of the nearest cache */
-            prefetch(PyTuple_GET_ITEM(boxes, index + 2));
-            prefetch(SLOT(PyTuple_GET_ITEM(boxes, index + 1), s->b.pending));
+            PyObject *next = PyTuple_GET_ITEM(boxes, index + 1);
+            prefetch(PyTuple_GET_ITEM(boxes, index + 2), 320);
+            prefetch(SLOT(next, s->b.pending), 256);
+            prefetch(SLOT(next, s->b.held), 1);
+            prefetch(SLOT(next, s->b.deliveries), 1);
         }
         /* Section: a delivery is admitted. */
         if (SLOT(monitor, s->m.busy) == Py_False && is_true(box, s->b.admits) &&

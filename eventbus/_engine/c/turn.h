@@ -2,10 +2,10 @@
 
 /* Have the processor fetch what will be wanted soon: in a burst, deliveries have gone out of its caches by their turn. */
 static inline void
-prefetch(PyObject *object)
+prefetch(PyObject *object, int size)
 {
 #ifdef __GNUC__
-    for (int offset = 0; offset < 256; offset += 64)
+    for (int offset = 0; offset < size; offset += 64)
         __builtin_prefetch((char *)object + offset);
 #endif
 }
@@ -132,13 +132,13 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
             Py_CLEAR(claims);
         }
         else {
-            prefetch(SLOT(following, s->d.receipt));
+            prefetch(SLOT(following, s->d.receipt), 256);
             if (length(s, pending) > 0) {
                 PyObject *next = PySequence_GetItem(pending, 0);
                 if (next == NULL)
                     PyErr_Clear();
                 else
-                    prefetch(next);
+                    prefetch(next, 256);
                 Py_XDECREF(next); /* it stands there still */
             }
         }
