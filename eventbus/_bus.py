@@ -27,7 +27,6 @@ from ._errors import (
 )
 from ._values.handler import same_handler
 from ._values.options import check_bus_options, check_count, check_timeout
-from ._values.stats import Status
 from ._values.topic import Topic, check_pattern, check_topic, is_pattern, refuse_bare
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, TypedDict, Unpack
 
+    from ._engine.delivery import Delivery
     from ._engine.mailbox import Mailbox
     from ._scope import Scope
     from ._stream import Stream
@@ -324,7 +324,7 @@ class EventBus:
         route = engine.registry.routes.get(topic) if type(topic) is str else None
         if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)
-        if headers is not None or require or follow is not False:
+        if headers is not None or require or type(require) is not int or follow is not False:
             headers = check_extras(headers, require, follow)
         if propagate_errors is None:
             propagate_errors = engine.options.propagate_errors
@@ -351,13 +351,25 @@ class EventBus:
         """
         timeout = check_timeout(timeout)
         refuse_request_on_loop(topic)
-        receipt = self.emit(topic, payload, headers=headers, require=1, propagate_errors=False)
+        deadline = None if timeout is None else primitives.monotonic() + timeout
+        topic, payload = check_emit(topic, payload)
+        engine = self._engine
+        # What waits for space in one mailbox does not keep another handler's answer back.
+        receipt = engine.emit(Receipt, topic, payload, check_extras(headers, 1, False), 1, patient=False)
         if receipt.deliveries is None:
             receipt.wait(timeout)
-        engine = self._engine
-        if not sleep(engine, receipt._first_waiter(), timeout):
-            raise EventTimeoutError(f"no handler of {receipt._topic!r} answered within {timeout:g} s")
-        return first_answer(receipt)
+        while True:
+            waiter, first = receipt._first_waiter()
+            try:
+                if sleep(engine, waiter, None if deadline is None else max(0.0, deadline - primitives.monotonic())):
+                    return first_answer(receipt, first)
+            except DeadlockError as error:
+                # What would wait for space for ever is rejected, and others may answer (G8).
+                if not receipt._accepting:
+                    raise
+                engine.look(engine._reject_stuck, receipt, error.cycle)
+            else:
+                raise EventTimeoutError(f"no handler of {receipt._topic!r} answered within {timeout:g} s")
 
     # Removing
 
@@ -371,7 +383,12 @@ class EventBus:
             TopicError: Not a pattern. (TopicTypeError for what is neither string nor subscription.)
         """
         if isinstance(topic, Handle):
-            return int(self._engine.cancel(topic._box))
+            engine = topic._box.engine
+            if engine is not self._engine:
+                raise NotRegisteredError(
+                    f"{topic!r} is of another bus, {engine.name!r}, not of {self.name!r}; call its own cancel()"
+                )
+            return int(engine.cancel(topic._box))
         boxes = [box for box in self._matching(topic, handler) if not (box.raw and box.observer)]
         if not boxes:
             raise NotRegisteredError(
@@ -423,7 +440,7 @@ class EventBus:
         return tuple(box.handle for box in boxes if box.handle is not None and box.state == ACTIVE)
 
     def _reached(self, topic: str) -> tuple[Mailbox, ...]:
-        return self._engine.look(self._engine.registry.route, topic).boxes
+        return self._engine.look(self._engine.registry.find, topic)
 
     def topics(self) -> tuple[str, ...]:
         """Every topic and pattern that somebody is registered for, sorted."""
@@ -564,11 +581,10 @@ def refuse_request_on_loop(topic: Any) -> None:
         )
 
 
-def first_answer(receipt: Receipt) -> Any:
+def first_answer(receipt: Receipt, first: list[Delivery]) -> Any:
     """What the first successful handler returned; raises if all have failed."""
-    answers = [each for each in receipt._deliveries if each.status is Status.DELIVERED]
-    if answers:
-        return answers[0].value
+    if first:
+        return first[0].value
     errors = receipt._errors()
     topic = receipt._topic
     if errors:

@@ -1,13 +1,13 @@
 """Scopes: what was begun through one ends with it (G22); and ``@handles``, which marks methods as handlers.
 
 Owner: a scope's ``_members`` and ``_over`` need no lock. Who adds appends first and looks at ``_over`` then; who ends
-sets ``_over`` first and empties the list then; so whatever the order, one of the two cancels the member. List and
+sets ``_over`` first and goes through the list then; so whatever the order, one of the two cancels the member. List and
 attribute operations are atomic on every build.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from ._engine import primitives
 from ._errors import BusClosedError, HandlerTypeError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
+
+    from ._engine.mailbox import Mailbox
 
 __all__ = ["BusScope", "Member", "Scope", "ScopeCore", "handles", "marked_methods", "methods_to_register"]
 
@@ -60,10 +62,7 @@ class ScopeCore:
             member.cancel()
             self.refuse_if_over()
         if len(self._members) > self._sweep:
-            # Those that were cancelled by hand need not be remembered.
-            for each in list(self._members):
-                if not each.active:
-                    self._discard(each)
+            self._forget()
             self._sweep = 2 * len(self._members) + 64
         return member
 
@@ -73,21 +72,31 @@ class ScopeCore:
             raise BusClosedError("this scope has ended and takes nothing new; make another one with bus.scope()")
 
     def end(self) -> list[Member]:
-        """Refuse newcomers, and give what is to be ended, the latest first."""
+        """Refuse newcomers, and give what is to be ended, or waited for still, the latest first."""
         self._over = True
-        ending: list[Member] = []
-        while self._members:
-            try:
-                ending.append(self._members.pop())
-            except IndexError:
-                break
-        return ending
+        self._forget()
+        return self._members[::-1]
 
-    def _discard(self, member: Member) -> None:
-        try:
-            self._members.remove(member)
-        except ValueError:
-            pass  # another thread was faster
+    def boxes(self) -> list[Mailbox]:
+        """The mailboxes of its members and of theirs, the latest first."""
+        found: list[Mailbox] = []
+        for member in self._members[::-1]:
+            found.extend(member.boxes() if isinstance(member, ScopeCore) else [cast("Any", member)._box])
+        return found
+
+    def _forget(self) -> None:
+        """Those that have ended, their last call included, need not be remembered."""
+        for each in list(self._members):
+            gone = each._is_quiet() if isinstance(each, ScopeCore) else cast("Any", each)._box.is_gone()
+            if gone:
+                try:
+                    self._members.remove(each)
+                except ValueError:
+                    pass  # another thread was faster
+
+    def _is_quiet(self) -> bool:
+        self._forget()
+        return self._over and not self._members
 
 
 class BusScope(ScopeCore, Generic[S]):
@@ -181,6 +190,7 @@ class Scope(BusScope[Stream]):
             deadline = None if timeout is None else primitives.monotonic() + timeout
             for member in ending:
                 member.cancel(True, None if deadline is None else max(0.0, deadline - primitives.monotonic()))
+            self._forget()
         return first
 
     def __enter__(self) -> Self:

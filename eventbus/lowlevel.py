@@ -27,6 +27,7 @@ from ._engine.delivery import RUNNING as RUNNING
 from ._engine.delivery import SETTLED as SETTLED
 from ._engine.delivery import Delivery as Delivery
 from ._engine.delivery import current as current
+from ._engine.delivery import held as held
 from ._engine.dispatcher import Executor as Executor
 from ._engine.draining import drain_waiter as drain_waiter
 from ._engine.draining import overdue as overdue

@@ -10,6 +10,7 @@ Owner: each task that drives one touches only its own entry of ``_drivers``.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,15 +45,15 @@ def wait(engine: Engine, waiter: Waiter, timeout: float | None) -> Generator[Any
     loop = asyncio.get_running_loop()
     executor = executor_of(engine, loop)
     future: Future[None] = loop.create_future()
-    ident = primitives.get_ident()
 
     def woken() -> None:
         if not future.done():
             future.set_result(None)
 
     def wake() -> None:
-        # Without a task this may be a signal handler in the loop's own sleep, which only a ring ends.
-        if primitives.get_ident() == ident and primitives.current_task() is not None:
+        # Without a task this may be a signal handler in the loop's own sleep, which only a ring ends. The loop may run
+        # in another thread than it did when the wait began.
+        if primitives.running_loop() is loop and primitives.current_task() is not None:
             woken()
         else:
             executor.bridge.post(woken)
@@ -192,7 +193,8 @@ class Receipt(eventbus.Receipt, Driven["Receipt"]):
         if self._left != 0:
             engine = self._effective()
             if engine is not None:
-                if here.roused:
+                # Within an "except" a handler that began here would see that exception as its own.
+                if here.roused and sys.exc_info()[1] is None:
                     here.eagerly()
                 if self._left != 0:
                     patience = self._patience

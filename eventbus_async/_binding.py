@@ -91,11 +91,12 @@ class Binding:
             here.resume()
         return here
 
-    def serve(self) -> None:
+    def serve(self) -> LoopExecutor:
         """The running loop is home for the length of a block. Raises ServiceError if another one serves."""
         here = executor_of(self.engine, asyncio.get_running_loop())
         self.live_home()
         self.engine.monitor.run(self._settle, here, True)
+        return here
 
     def _settle(self, here: LoopExecutor, serve: bool) -> None:
         home = self.home
@@ -111,24 +112,24 @@ class Binding:
         if home is not here:
             self.home = here
             for box in self._mine():
-                if box.executor is not None:
-                    home.release(box)  # type: ignore[union-attr]
+                if home is not None:
+                    home.unqueue(box)
                 box.attach(here)
 
-    def leave(self) -> None:
-        """The end of a serve() block: nobody's home any more, if it was the last."""
-        self.engine.look(self._leave)
+    def leave(self, here: LoopExecutor) -> None:
+        """The end of a serve() block of that loop: it is nobody's home any more, if it was the last."""
+        self.engine.look(self._leave, here)
 
-    def _leave(self) -> None:
+    def _leave(self, here: LoopExecutor) -> None:
+        if self.home is not here:
+            return  # its loop has closed before the block ended, and another one may serve
         self.served -= 1
-        home = self.home
         if self.served <= 0:
             self.served = 0
             self.home = None
-            if home is not None:
-                for box in self._mine():
-                    if box.executor is home:
-                        home.release(box)
+            for box in self._mine():
+                if box.executor is here:
+                    here.release(box)
 
     def _mine(self) -> list[Mailbox]:
         return [box for box in self.engine.registry.boxes.values() if box.home is self and box.state == ACTIVE]

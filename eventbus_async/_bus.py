@@ -22,6 +22,7 @@ from eventbus import (
 from eventbus.lowlevel import (
     CLOSED,
     ENDED,
+    SETTLED,
     ScopeCore,
     check_emit,
     check_extras,
@@ -32,6 +33,7 @@ from eventbus.lowlevel import (
     default,
     drain_waiter,
     first_answer,
+    held,
     hot,
     methods_to_register,
     overdue,
@@ -96,7 +98,17 @@ class AsyncEventBus:
         ['hello world']
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_binding", "_bus", "_closing", "_engine", "_executors", "_members")
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_binding",
+        "_bus",
+        "_closing",
+        "_engine",
+        "_executors",
+        "_home",
+        "_members",
+    )
 
     def __init__(
         self,
@@ -117,6 +129,7 @@ class AsyncEventBus:
             self._members = ScopeCore()
         self._engine: Engine = self._bus._engine
         self._binding = Binding(self._engine, check_loop(loop))
+        self._home: LoopExecutor | None = None  # of the loop in which it was entered
         self._closing: Acted[CloseReport] | None = None
         self._executors: list[LoopExecutor] = []  # those that a close has ended
 
@@ -135,9 +148,12 @@ class AsyncEventBus:
         """Whether it takes no events from outside any more."""
         return self._closing is not None or self._bus.closed
 
-    def _refuse_if_closed(self) -> None:
-        # One that made its core leaves that to the core: draining, it takes what its own handlers emit.
+    def _refuse_if_closed(self, emitting: bool = False) -> None:
+        # One that made its core leaves that to the core. Draining, either takes what handlers emit.
         if self._members is not None and self._closing is not None:
+            cause = held() if emitting else None
+            if cause is not None and cause.state is not SETTLED and cause.box.engine is self._engine:
+                return
             raise BusClosedError(f"this face of the bus {self.name!r} is closed; make another AsyncEventBus(bus)")
 
     # Registering
@@ -343,7 +359,7 @@ class AsyncEventBus:
         route = engine.registry.routes.get(topic) if type(topic) is str else None
         if route is None or route.reserved:
             topic, payload = check_emit(topic, payload)
-        if headers is not None or require or follow is not False:
+        if headers is not None or require or type(require) is not int or follow is not False:
             headers = check_extras(headers, require, follow)
         if timeout is not None:
             timeout = check_timeout(timeout)
@@ -352,7 +368,7 @@ class AsyncEventBus:
         elif propagate_errors is not True and propagate_errors is not False:
             raise OptionTypeError(f"propagate_errors must be True, False or None, not {propagate_errors!r}")
         if self._closing is not None:
-            self._refuse_if_closed()
+            self._refuse_if_closed(emitting=True)
         receipt = engine.emit(Receipt, topic, payload, headers, require, follow, propagate_errors)
         receipt._binding = self._binding
         receipt._patience = timeout
@@ -379,9 +395,10 @@ class AsyncEventBus:
         receipt = self.emit(topic, payload, headers=headers, require=1, propagate_errors=False)
 
         async def answer() -> Any:
-            if not await Waiting(self._engine, receipt._first_waiter(), limit):
+            waiter, first = receipt._first_waiter()
+            if not await Waiting(self._engine, waiter, limit):
                 raise EventTimeoutError(f"no handler of {receipt._topic!r} answered within {limit:g} s")
-            return first_answer(receipt)
+            return first_answer(receipt, first)
 
         return Acted(self._binding, answer)
 
@@ -560,16 +577,17 @@ class AsyncEventBus:
         return Acted(self._binding, closed)
 
     async def __aenter__(self) -> Self:
-        self._binding.serve()
+        self._home = self._binding.serve()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self.close()
-        finally:
-            self._binding.leave()
+        home, self._home = self._home, None
+        await self.close()
+        # Not where that wait is cancelled: the close goes on, and what it still drains needs its home.
+        if home is not None:
+            self._binding.leave(home)
 
     def __repr__(self) -> str:
         engine = self._engine
@@ -583,13 +601,14 @@ SyncEventBus = AsyncEventBus
 class Serving:
     """``async with bus.serve():``"""
 
-    __slots__ = ("_bus",)
+    __slots__ = ("_bus", "_homes")
 
     def __init__(self, bus: AsyncEventBus) -> None:
         self._bus = bus
+        self._homes: list[LoopExecutor] = []
 
     async def __aenter__(self) -> AsyncEventBus:
-        self._bus._binding.serve()
+        self._homes.append(self._bus._binding.serve())
         return self._bus
 
     async def __aexit__(
@@ -602,7 +621,7 @@ class Serving:
         except EventTimeoutError:
             pass  # what has not begun waits for the next loop
         finally:
-            bus._binding.leave()
+            bus._binding.leave(self._homes.pop())
 
 
 hot.bind_loops(

@@ -15,6 +15,7 @@ from eventbus.lowlevel import ALL, Pause, Waiter, core_of, notify, primitives
 
 from ._await import Acted, Waiting
 from ._bus import AsyncEventBus
+from ._runner import next_pass
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable
@@ -127,8 +128,11 @@ class Running:
         except StopIteration:
             self.engine.look(self._end, None)
             return
-        task = loop.create_task(self._run(), name=self.name, context=context)
-        keep(task, self.holder)
+        coroutine = self._run()
+        context.run(
+            coroutine.send, None
+        )  # into its "try": a task that is cancelled before its first step enters nothing
+        keep(loop.create_task(coroutine, name=self.name, context=context), self.holder)
 
     def begin_there(self) -> None:
         """As :meth:`begin`, where nobody hears of what it raises but those who await it."""
@@ -146,17 +150,29 @@ class Running:
     async def _run(self) -> None:
         error: BaseException | None = None
         try:
-            await drive(self._watched())
+            try:
+                await next_pass()
+            except asyncio.CancelledError as raised:
+                await drive(self._watched(raised))
+            else:
+                await drive(self._watched())
         except BaseException as raised:
+            if isinstance(raised, GeneratorExit):
+                self.flow.close()
             error = raised
         self.engine.look(self._end, error)
         if isinstance(error, asyncio.CancelledError):
             raise error
 
-    def _watched(self) -> Flow[None]:
+    def _watched(self, cancelled: BaseException | None = None) -> Flow[None]:
         """The flow from where it stands, noting what it waits for."""
         flow, wanted = self.flow, self.wanted
         assert wanted is not None
+        if cancelled is not None:
+            try:
+                self.wanted = wanted = flow.throw(cancelled)
+            except StopIteration:
+                return
         while True:
             try:
                 answer = yield wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 from eventbus.lowlevel import GroupCore
@@ -65,7 +66,11 @@ class ServiceGroup(GroupCore[BaseService]):
         return Acted(cast("Any", Nowhere()), nothing)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.stop()  # the start goes on, and nobody else would end it
+            raise
         return self
 
     async def __aexit__(

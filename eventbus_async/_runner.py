@@ -451,14 +451,15 @@ class LoopExecutor(Executor):
             if box.executor is self:
                 running = list(box.running)
                 if box.home is None or box.state != ACTIVE:
-                    self._unqueue(box)
+                    self.unqueue(box)
                     engine._cancel(box, False)
                 else:
                     self.release(box)
                 for delivery in running:
                     engine.complete(delivery, Status.CANCELLED, None, None, 0.0)
 
-    def _unqueue(self, box: Mailbox) -> None:
+    def unqueue(self, box: Mailbox) -> None:
+        """In a step: it is not to be claimed from here."""
         if box.queued:
             box.queued = False
             if box in self.ready:
@@ -466,7 +467,7 @@ class LoopExecutor(Executor):
 
     def release(self, box: Mailbox) -> None:
         """In a step: let go of a mailbox, which is unbound from here on; what waits for space there is rejected."""
-        self._unqueue(box)
+        self.unqueue(box)
         box.attach(None)
         if box.lane is not None:
             box.lane.offer()
@@ -584,7 +585,7 @@ class Slot:
         step = executor.engine.monitor.run
         try:
             try:
-                await _next_pass()
+                await next_pass()
             except asyncio.CancelledError:
                 if self.cancelled:
                     return  # the handler's own doing, and seen to
@@ -618,7 +619,7 @@ class Slot:
                 del delivery
                 if self.yielding:
                     self.task._log_destroy_pending = False
-                    await _next_pass()
+                    await next_pass()
         except asyncio.CancelledError:
             # Between two handlers; during one it is the handler's.
             step(executor.halt, self)
@@ -844,7 +845,7 @@ def _rest(slot: Slot) -> Generator[Any, Any, Any]:
 
 
 @types.coroutine
-def _next_pass() -> Generator[None, None, None]:
+def next_pass() -> Generator[None, None, None]:
     """Let the loop do everything else that is ready."""
     yield
 

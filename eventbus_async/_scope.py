@@ -5,9 +5,11 @@ Owner: as in the core's scope, whose members this one keeps.
 
 from __future__ import annotations
 
-from eventbus.lowlevel import BusScope, check_timeout
+from eventbus import EventTimeoutError
+from eventbus.lowlevel import BusScope, check_timeout, primitives, quiet_waiter
 
-from ._await import Block, Ended
+from ._await import Block, Ended, Waiting, again
+from ._binding import actor
 from ._stream import Stream
 
 __all__ = ["Scope"]
@@ -36,15 +38,21 @@ class Scope(Block, BusScope[Stream]):
         """
         limit = check_timeout(timeout)
         first = not self._over
+        engine = self._bus._engine
         ending = self.end()
         for member in ending:
             member.cancel()
         # Now, because who calls is not waited for, whoever awaits.
-        waits = [member.cancel(True, limit) for member in ending] if wait else []
+        me = actor()
+        waits = [quiet_waiter(box, me) for box in self.boxes()] if wait else []
 
         async def quiet() -> bool:
-            for each in waits:
-                await each
+            until = None if limit is None else primitives.monotonic() + limit
+            for waiter in waits:
+                left = None if until is None else max(0.0, until - primitives.monotonic())
+                if not await Waiting(engine, again(waiter), left):
+                    raise EventTimeoutError(f"after {limit:g} s the scope still waits for {waiter.text}")
+            self._forget()
             return first
 
         return Ended(self._bus._binding, first, quiet)

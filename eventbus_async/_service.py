@@ -178,7 +178,11 @@ class BaseService(ServiceCore):
             home.bridge.post(work)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.stop()  # the start goes on, and nobody else would end it
+            raise
         return self
 
     async def __aexit__(

@@ -173,8 +173,12 @@ class Engine:
         propagate: bool = False,
         cause: Delivery | None = None,
         own: bool = False,
+        patient: bool = True,
     ) -> R:
-        """Accept an event and make its deliveries; waits for space only in a thread without a running loop."""
+        """Accept an event and make its deliveries; if ``patient``, a thread without a running loop waits for space.
+
+        ``own``: of the bus's own, which never blocks and is taken while the bus drains.
+        """
         now = primitives.wall_clock()
         receipt = make(self, topic, payload, copy_context(), now, next(self.seqs))
         if not 0.0 <= now - self.sampled < SAMPLE_SECONDS:  # a race samples twice; a clock that jumps, once more
@@ -198,13 +202,17 @@ class Engine:
                 or (steps and primitives.get_ident() in steps)
                 or (primitives.tools() and primitives.watched())
             ):
-                return self._emit_in_step(receipt, cause, require, own)
-            return self._emit_in_sections(receipt, route, cause, require, own)
+                self._emit_in_step(receipt, cause, require, own)
+            else:
+                self._emit_in_sections(receipt, route, cause, require)
+            if receipt._accepting and patient and not own:
+                self._wait_for_space(receipt)
+            return receipt
         finally:
             # The traceback of an inline handler's error holds this frame, and the receipt that error: no cycle (G18).
             del receipt
 
-    def _emit_in_sections(self, receipt: R, route: Route, cause: Delivery | None, require: int, own: bool) -> R:
+    def _emit_in_sections(self, receipt: Receipt, route: Route, cause: Delivery | None, require: int) -> None:
         """The hot path: mailboxes that ask for no more than an append. See primitives.SECTIONS."""
         monitor = self.monitor
         boxes = route.boxes
@@ -239,10 +247,11 @@ class Engine:
                     inlining.append(deliveries)
                 # End of section.
             if not accepted:
-                return self._emit_in_step(receipt, cause, require, own)
+                self._emit_in_step(receipt, cause, require, False)
+                return
             if all_inline:
                 run_inline(self, receipt, deliveries)
-                return receipt
+                return
             idle = False
             for delivery in deliveries:
                 box = delivery.box
@@ -260,9 +269,6 @@ class Engine:
                 idle = idle or not (box.queued or (box.flows and box.running))
             if idle:
                 monitor.run(self._schedule, boxes)
-            if receipt._accepting and not own:
-                self._wait_for_space(receipt)
-            return receipt
         except BaseException:
             if accepted:
                 # It is noted first: where the stack is exhausted, whoever flushes next has more of it.
@@ -292,7 +298,7 @@ class Engine:
         else:
             self.monitor.run(self._mend_swift, route.boxes, deliveries, done)
 
-    def _emit_in_step(self, receipt: R, cause: Delivery | None, require: int, own: bool) -> R:
+    def _emit_in_step(self, receipt: Receipt, cause: Delivery | None, require: int, own: bool) -> None:
         """The way of all other emits."""
         inline: list[Delivery] = []
         try:
@@ -300,12 +306,9 @@ class Engine:
                 self._accept(receipt, cause, require, own, inline)
             except Interrupted:
                 self.monitor.defer(partial(self._catch_up, receipt, cause, require, own))
-                return receipt
+                return
             if inline:
                 run_inline(self, receipt, inline, counted=True)
-            if receipt._accepting and not own:
-                self._wait_for_space(receipt)
-            return receipt
         except BaseException:
             if inline:
                 self.monitor.after.append(partial(self.monitor.run, mend_inline, self, inline))  # as above
@@ -408,7 +411,7 @@ class Engine:
             root = (uid, seq) if above is None or above[4] == 0 else (above[2], above[3])
             if most is not None:
                 chain = (*(above[5] or () if above else ()), receipt._topic)
-                if depth > most:
+                if depth > most and receipt._topic != "bus/error":  # whose handlers' errors cause no further one
                     raise EventCycleError(
                         f"an emit of {receipt._topic!r} at depth {depth} goes deeper than max_depth={most}:"
                         f" {' -> '.join(chain)}; break the cycle of handlers or raise max_depth",
@@ -463,7 +466,8 @@ class Engine:
             if missing:
                 raise _KeysWanted(missing)
         # From here on this is not done again.
-        above = None if cause is None else cause.receipt._follows
+        # What observers cause is waited for no more than they are themselves.
+        above = None if cause is None or cause.box.observer else cause.receipt._follows
         if above is not None:
             receipt._follows = above if receipt._follows is None else (receipt, *above)
         counted = route.counted

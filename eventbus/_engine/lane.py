@@ -19,17 +19,22 @@ __all__ = ["Lane"]
 class Lane:
     """Serial order across mailboxes. A box of a lane is ready only while the lane's next delivery is its own."""
 
-    __slots__ = ("holder", "line", "members", "name")
+    __slots__ = ("holder", "line", "members", "name", "sweep")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.holder: Delivery | None = None
         self.line: deque[Delivery] = deque()
         self.members = 0
+        self.sweep = 64  # so long the line may become before it is looked through
 
     def join(self, delivery: Delivery) -> None:
         """Queue an admitted delivery; those of unbound handlers join when they are bound."""
         self.line.append(delivery)
+        if len(self.line) > self.sweep:
+            # While somebody holds the lane, a mailbox may have dropped what it had pending again and again.
+            self.line = deque([each for each in self.line if _counts(each)])
+            self.sweep = 2 * len(self.line) + 64
 
     def next(self) -> Delivery | None:
         """The delivery that may run now, if any; forgets those that were settled or unbound meanwhile."""
@@ -38,7 +43,7 @@ class Lane:
         line = self.line
         while line:
             delivery = line[0]
-            if delivery.state is PENDING and delivery.box.executor is not None:
+            if _counts(delivery):
                 return delivery
             line.popleft()
         return None
@@ -59,3 +64,7 @@ class Lane:
         following = self.next()
         if following is not None:
             following.box.schedule()
+
+
+def _counts(delivery: Delivery) -> bool:
+    return delivery.state is PENDING and delivery.box.executor is not None

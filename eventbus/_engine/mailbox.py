@@ -148,7 +148,8 @@ class Mailbox:
 
     def attach(self, executor: Executor | None) -> None:
         """Say who runs the handler; what waited for it becomes ready, or unbound."""
-        if self.executor is not None and self.executor is not executor:
+        before = self.executor
+        if before is not None and before is not executor:
             self.show()
         self.executor = executor
         plain = self.lane is None and self.options.overflow != "latest" and not self.inline
@@ -158,7 +159,7 @@ class Mailbox:
                 self._recount(delivery, executor is not None)
         self.review()
         if executor is not None and self.deliveries:
-            if self.lane is not None:
+            if self.lane is not None and before is None:
                 for delivery in self.queue():
                     self.lane.join(delivery)
             self.schedule()
@@ -181,9 +182,9 @@ class Mailbox:
     def _recount(self, delivery: Delivery, bound: bool) -> None:
         # Drains do not wait for unbound handlers, so their deliveries belong to no epoch.
         engine = self.engine
-        if delivery.epoch is not None:
+        if not bound:
             engine.leave_epoch(delivery)
-        if bound:
+        elif delivery.epoch is None:
             delivery.epoch = engine.epoch
             delivery.epoch.open += 1
 
@@ -474,6 +475,10 @@ class Mailbox:
     def idle(self) -> bool:
         """Whether nothing is pending, in line or running."""
         return not self.running and not self.line and not self.size()
+
+    def is_gone(self) -> bool:
+        """Whether its subscription has ended and no call of it runs any more. A moment's truth."""
+        return self.state == ENDED and self.id not in self.engine.leftovers
 
     def sample(self, wait: float, run: float) -> None:
         """Note a sampled latency."""

@@ -185,7 +185,9 @@ class Monitor:
 
     def leave_line(self) -> None:
         """In a step: the first call that this thread has put off takes effect."""
-        self.deferred[primitives.get_ident()].popleft()
+        line = self.deferred.get(primitives.get_ident())
+        if line:  # a fork may have done away with it
+            line.popleft()
 
     def flush(self, late: bool = False) -> None:
         """Do what steps have left to do outside of the lock. Never within a step. ``late``: as for :meth:`run`."""

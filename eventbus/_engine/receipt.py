@@ -215,8 +215,16 @@ class Receipt:
     def _waiter(self) -> Waiter:
         return Waiter(f"the receipt of {self._topic!r}", self._is_done, self._enlist, ALL, self._unsettled)
 
-    def _first_waiter(self) -> Waiter:
-        return Waiter(f"a reply to {self._topic!r}", self._has_reply, self._enlist, ANY, self._unsettled)
+    def _first_waiter(self) -> tuple[Waiter, list[Delivery]]:
+        """A wait for the first that succeeds, and where that is to be found then; nothing if none can."""
+        first: list[Delivery] = []
+
+        def answered() -> bool:
+            if not first:
+                first.extend(each for each in self._deliveries if each.status is Status.DELIVERED)
+            return bool(first) or self._left == 0
+
+        return Waiter(f"a reply to {self._topic!r}", answered, self._enlist, ANY, self._unsettled), first
 
     def _accept_waiter(self, *lined: Delivery) -> Waiter:
         """A wait for space; for that of these deliveries alone, if some are given."""
@@ -235,14 +243,16 @@ class Receipt:
     def _is_done(self) -> bool:
         return self._left is not None and not self._left
 
-    def _has_reply(self) -> bool:
-        return self._left == 0 or any(each.status is Status.DELIVERED for each in self._deliveries)
-
     def _is_accepted(self) -> bool:
         return self._accepting == 0
 
     def _lined(self) -> list[Delivery]:
-        return [each for each in self._deliveries if each.state is LINED]
+        found = [each for each in self._deliveries if each.state is LINED]
+        engine = self._engine
+        if len(found) == self._accepting or engine is None:
+            return found
+        # Observers stand on no list of the receipt's.
+        return [each for box in engine.all_boxes() for each in box.line or () if each.receipt is self]
 
     def _errors(self) -> list[BaseException]:
         return [error for each in self.outcomes if (error := failure_of(each)) is not None]

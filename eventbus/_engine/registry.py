@@ -165,20 +165,28 @@ class Registry:
         route = self.routes.get(topic)
         if route is not None and route.generation == self.generation:
             return route
+        if len(self.routes) >= ROUTES_REMEMBERED:
+            self.routes = {}
+        tally = self._exact.get(topic) or self._tally(topic)
+        route = self.routes[topic] = Route(topic, self._found(topic), tally, self.generation)
+        return route
+
+    def find(self, topic: str) -> tuple[Mailbox, ...]:
+        """What an emit of the topic would reach, in order of registration. Unlike an emit, it makes no row for it."""
+        route = self.routes.get(topic)
+        return route.boxes if route is not None and route.generation == self.generation else self._found(topic)
+
+    def reaches(self, topic: str) -> bool:
+        """Whether an emit of the topic would reach anything."""
+        return bool(self.find(topic))
+
+    def _found(self, topic: str) -> tuple[Mailbox, ...]:
         found: dict[int, Mailbox] = {}
         exact = self._exact.get(topic)
         if exact is not None:
             exact.collect(found)
         self._match(topic.split("/"), found)
-        if len(self.routes) >= ROUTES_REMEMBERED:
-            self.routes = {}
-        boxes = tuple(found[number] for number in sorted(found))
-        route = self.routes[topic] = Route(topic, boxes, exact or self._tally(topic), self.generation)
-        return route
-
-    def reaches(self, topic: str) -> bool:
-        """Whether an emit of the topic would reach anything."""
-        return bool(self.route(topic).boxes)
+        return tuple(found[number] for number in sorted(found))
 
     def topics(self) -> tuple[str, ...]:
         """Every topic and pattern that somebody is registered for, sorted."""

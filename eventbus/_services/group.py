@@ -136,7 +136,9 @@ class GroupCore(Generic[S]):
             for service in reversed(begun):
                 try:
                     yield Call(cast("Any", service).stop)
-                except Exception as problem:
+                except GeneratorExit:
+                    raise
+                except BaseException as problem:
                     error.add_note(f"and while this start was undone, {service.name!r} failed to stop: {problem!r}")
             raise
 
@@ -145,7 +147,9 @@ class GroupCore(Generic[S]):
         for service in reversed(self.services):
             try:
                 yield Call(cast("Any", service).stop)
-            except Exception as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # whatever one of them raises, the others are stopped
                 errors.append(error)
         if len(errors) == 1:
             raise errors[0]

@@ -59,7 +59,14 @@ def admits(declared: Any, model: Any) -> bool:
     members = _members(declared)
     if not isinstance(model, type) or not members or not all(isinstance(member, type) for member in members):
         return True  # typing forms: the type checker sees them, and delivery checks
-    return any(issubclass(model, member) or issubclass(member, model) for member in members if member is not type(None))
+    return any(_related(model, member) for member in members if member is not type(None))
+
+
+def _related(one: type, other: type) -> bool:
+    try:
+        return issubclass(one, other) or issubclass(other, one)
+    except TypeError:
+        return True  # typed dictionaries and most protocols: as for typing forms
 
 
 def to_plain(payload: Any) -> Any:

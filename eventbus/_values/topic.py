@@ -92,7 +92,7 @@ class Topic(Generic[T]):
 
 
 def _validator(name: str, model: Any) -> Any:
-    if isinstance(model, type) and not _is_model(model) and model not in (int, float, str, bool, bytes):
+    if _tells_instances(model) and not _is_model(model) and model not in (int, float, str, bool, bytes):
 
         def check(payload: object) -> object:
             if isinstance(payload, model):
@@ -103,10 +103,16 @@ def _validator(name: str, model: Any) -> Any:
 
     from pydantic import TypeAdapter
 
-    adapter = TypeAdapter[Any](model)
+    try:
+        adapter = TypeAdapter[Any](model)
+    except Exception as error:
+        raise TopicTypeError(
+            f"the topic {name!r} cannot check payloads against {model!r}, of which pydantic knows nothing; give it a"
+            " model, a class or another typing form"
+        ) from error
 
     def validate(payload: object) -> object:
-        if isinstance(model, type) and type(payload) is model:
+        if type(payload) is model:
             return payload
         try:
             return adapter.validate_python(payload)
@@ -117,6 +123,14 @@ def _validator(name: str, model: Any) -> Any:
             ) from error
 
     return validate
+
+
+def _tells_instances(model: Any) -> bool:
+    """Whether it is a class that ``isinstance`` takes: typed dictionaries, most protocols and Any are not."""
+    try:
+        return isinstance(model, type) and isinstance(None, model) in (True, False)
+    except TypeError:
+        return False
 
 
 def _is_model(cls: type) -> bool:
@@ -178,7 +192,7 @@ def _levels(topic: object, what: str) -> str:
         raise TopicError(f"a {what} must not be empty; name it like 'orders/created'")
     if topic[0] == "/" or topic[-1] == "/" or "//" in topic:
         raise TopicError(f"{topic!r} has an empty level; write the levels with single '/' between them")
-    return topic if type(topic) is str else str(topic)
+    return topic if type(topic) is str else str.__str__(topic)  # of an Enum its own one would give another text
 
 
 def check_patterns(topics: object) -> tuple[str, ...]:

@@ -642,7 +642,7 @@ def test_g18_a_closed_and_forgotten_bus_is_collected() -> None:
         del bus, handler
         gc.collect()
         assert [dies(each) for each in references] == [True] * 3
-        assert not threads_of("forgotten")
+        soon(lambda: not threads_of("forgotten"), "the end of its threads")
 
     run(main())
 

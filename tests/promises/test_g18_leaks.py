@@ -499,10 +499,10 @@ def left_unbound(bus: Any, payload: Thing) -> None:
     bus.on("topic", listening)
 
     async def main() -> None:
-        bus._binding.serve()
+        home = bus._binding.serve()
         for _ in range(5):
             bus.emit("topic", payload)
-        bus._binding.leave()
+        bus._binding.leave(home)
 
     LOOPS[-1].run_until_complete(main())
     LOOPS[-1].run_until_complete(asyncio.sleep(0))  # what it was still to call

@@ -220,6 +220,12 @@ attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *binding = args[0], *receipt = args[1];
     if (!s->on || s->LoopExecutor == NULL || in_step(s))
         Py_RETURN_FALSE;
+    /* Within an "except" a handler that began here would see that exception as its own. */
+    PyObject *handled = PyErr_GetHandledException();
+    if (handled != NULL) {
+        Py_DECREF(handled);
+        Py_RETURN_FALSE;
+    }
     PyObject *loop = PyObject_CallNoArgs(s->running_loop);
     if (loop == NULL)
         return NULL;
