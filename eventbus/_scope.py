@@ -186,6 +186,7 @@ class Scope(BusScope[Stream]):
         ending = self.end()
         for member in ending:
             member.cancel()
+        self._forget()
         if wait:
             deadline = None if timeout is None else primitives.monotonic() + timeout
             for member in ending:

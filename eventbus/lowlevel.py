@@ -36,6 +36,7 @@ from ._engine.flow import Call as Call
 from ._engine.flow import Flow as Flow
 from ._engine.flow import Pause as Pause
 from ._engine.mailbox import ACTIVE as ACTIVE
+from ._engine.mailbox import DRAINING as DRAINING
 from ._engine.mailbox import ENDED as ENDED
 from ._engine.mailbox import Mailbox as Mailbox
 from ._engine.monitor import Interrupted as Interrupted
@@ -63,6 +64,7 @@ if _typing.TYPE_CHECKING:
     from ._bus import OptionArguments as OptionArguments
     from ._services.group import GroupCore as GroupCore
     from ._services.service import ServiceCore as ServiceCore
+    from ._services.status import ACCEPTING as ACCEPTING
     from ._services.turns import Turn as Turn
     from ._testing.synchronizer import SynchronizerCore as SynchronizerCore
 else:
@@ -70,6 +72,7 @@ else:
         globals(),
         {
             "GroupCore": "._services.group",
+            "ACCEPTING": "._services.status",
             "ServiceCore": "._services.service",
             "Turn": "._services.turns",
             "SynchronizerCore": "._testing.synchronizer",

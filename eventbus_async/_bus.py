@@ -21,8 +21,8 @@ from eventbus import (
 )
 from eventbus.lowlevel import (
     CLOSED,
+    DRAINING,
     ENDED,
-    SETTLED,
     ScopeCore,
     check_emit,
     check_extras,
@@ -104,6 +104,7 @@ class AsyncEventBus:
         "_binding",
         "_bus",
         "_closing",
+        "_draining",
         "_engine",
         "_executors",
         "_home",
@@ -129,6 +130,7 @@ class AsyncEventBus:
             self._members = ScopeCore()
         self._engine: Engine = self._bus._engine
         self._binding = Binding(self._engine, check_loop(loop))
+        self._draining: list[Mailbox] = []  # what a close of this face alone has to drain
         self._home: LoopExecutor | None = None  # of the loop in which it was entered
         self._closing: Acted[CloseReport] | None = None
         self._executors: list[LoopExecutor] = []  # those that a close has ended
@@ -152,7 +154,12 @@ class AsyncEventBus:
         # One that made its core leaves that to the core. Draining, either takes what handlers emit.
         if self._members is not None and self._closing is not None:
             cause = held() if emitting else None
-            if cause is not None and cause.state is not SETTLED and cause.box.engine is self._engine:
+            box: Any = None if cause is None else cause.box  # its end lets go of that
+            if (
+                box is not None
+                and box.engine is self._engine
+                and any(each.state == DRAINING for each in self._draining)
+            ):
                 return
             raise BusClosedError(f"this face of the bus {self.name!r} is closed; make another AsyncEventBus(bus)")
 
@@ -392,7 +399,14 @@ class AsyncEventBus:
             DeadlockError: When awaited: the wait could never end.
         """
         limit = check_timeout(timeout)
-        receipt = self.emit(topic, payload, headers=headers, require=1, propagate_errors=False)
+        topic, payload = check_emit(topic, payload)
+        headers = check_extras(headers, 1, False)
+        if self._closing is not None:
+            self._refuse_if_closed(emitting=True)
+        # What waits for space in one mailbox does not keep another handler's answer back.
+        receipt = self._engine.emit(Receipt, topic, payload, headers, 1, patient=False)
+        receipt._binding = self._binding
+        receipt._patience = None
 
         async def answer() -> Any:
             waiter, first = receipt._first_waiter()
@@ -543,7 +557,7 @@ class AsyncEventBus:
     def _close_members(self, members: ScopeCore, limit: float | None) -> Acted[CloseReport]:
         engine = self._engine
         me = actor()
-        boxes = [each._box for each in members.end() if isinstance(each, Subscription)]
+        boxes = self._draining = [each._box for each in members.end() if isinstance(each, Subscription)]
         waiters: list[Waiter] = []
         cancelled = [0]
         for box in boxes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-from eventbus.lowlevel import GroupCore
+from eventbus.lowlevel import ACCEPTING, GroupCore
 
 from ._await import Acted
 from ._flow import begin_flow
@@ -66,10 +66,12 @@ class ServiceGroup(GroupCore[BaseService]):
         return Acted(cast("Any", Nowhere()), nothing)
 
     async def __aenter__(self) -> Self:
+        begins = all(each.status not in ACCEPTING for each in self.services)
         try:
             await self.start()
         except (asyncio.CancelledError, GeneratorExit):
-            self.stop()  # the start goes on, and nobody else would end it
+            if begins:
+                self.stop()  # the start goes on, and nobody else would end it
             raise
         return self
 

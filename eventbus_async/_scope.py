@@ -45,6 +45,7 @@ class Scope(Block, BusScope[Stream]):
         # Now, because who calls is not waited for, whoever awaits.
         me = actor()
         waits = [quiet_waiter(box, me) for box in self.boxes()] if wait else []
+        self._forget()
 
         async def quiet() -> bool:
             until = None if limit is None else primitives.monotonic() + limit

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from eventbus.lowlevel import ServiceCore, primitives
+from eventbus.lowlevel import ACCEPTING, ServiceCore, primitives
 
 from ._await import Acted
 from ._flow import Running, begin_flow, face_of, keep
@@ -178,10 +178,12 @@ class BaseService(ServiceCore):
             home.bridge.post(work)
 
     async def __aenter__(self) -> Self:
+        begins = self.status not in ACCEPTING
         try:
             await self.start()
         except (asyncio.CancelledError, GeneratorExit):
-            self.stop()  # the start goes on, and nobody else would end it
+            if begins:
+                self.stop()  # the start goes on, and nobody else would end it
             raise
         return self
 

@@ -204,7 +204,7 @@ class Engine:
             ):
                 self._emit_in_step(receipt, cause, require, own)
             else:
-                self._emit_in_sections(receipt, route, cause, require)
+                self._emit_in_sections(receipt, route, cause, require, own)
             if receipt._accepting and patient and not own:
                 self._wait_for_space(receipt)
             return receipt
@@ -212,7 +212,9 @@ class Engine:
             # The traceback of an inline handler's error holds this frame, and the receipt that error: no cycle (G18).
             del receipt
 
-    def _emit_in_sections(self, receipt: Receipt, route: Route, cause: Delivery | None, require: int) -> None:
+    def _emit_in_sections(
+        self, receipt: Receipt, route: Route, cause: Delivery | None, require: int, own: bool
+    ) -> None:
         """The hot path: mailboxes that ask for no more than an append. See primitives.SECTIONS."""
         monitor = self.monitor
         boxes = route.boxes
@@ -247,7 +249,7 @@ class Engine:
                     inlining.append(deliveries)
                 # End of section.
             if not accepted:
-                self._emit_in_step(receipt, cause, require, False)
+                self._emit_in_step(receipt, cause, require, own)
                 return
             if all_inline:
                 run_inline(self, receipt, deliveries)

@@ -1,4 +1,4 @@
-"""Inline handlers of an emit that took effect in a section: run one after another in the emitting thread (G4).
+"""Inline handlers: run one after another in the emitting thread, once their emit has taken effect (G4).
 
 A section begins each and :func:`turn` settles it; where a mailbox asks for more, or others run it at the same time, a
 step does either. Until an emit's last one has ended, its deliveries stand in the engine's ``inlining``: those that have
@@ -103,7 +103,7 @@ def run_inline(
                 if isinstance(error, (KeyboardInterrupt, SystemExit)) and passing is None:
                     passing = error
             monitor.run(engine.complete, delivery, status, value, error, took, late=late)
-        leave(engine, deliveries)
+        leave(engine, deliveries, late)
     finally:
         current.set(before)
         # An error's traceback holds this frame (G18).
@@ -129,12 +129,12 @@ def _call(delivery: Delivery) -> Any:
         del delivery, payload
 
 
-def leave(engine: Engine, deliveries: Sequence[Delivery]) -> None:
+def leave(engine: Engine, deliveries: Sequence[Delivery], late: bool) -> None:
     """An emit's inline deliveries are settled, all of them."""
     if primitives.SECTIONS:
         _leave(engine, deliveries)
     else:
-        engine.monitor.run(_leave, engine, deliveries)
+        engine.monitor.run(_leave, engine, deliveries, late=late)
 
 
 def _leave(engine: Engine, deliveries: Sequence[Delivery]) -> None:

@@ -125,7 +125,7 @@ class Mailbox:
         self.tracked = False
         self.pending: deque[Delivery] = _NOTHING
         self.line: deque[Delivery] | None = None
-        self.running: Sequence[Delivery] = ()  # replaced, never changed; but for the cell of a worker, see ``turn``
+        self.running: Sequence[Delivery] = ()  # replaced, never changed; but for the cell of whoever runs it alone
         self.waiters: list[Waiter] | None = None
         self.deliveries = 0
         self.counts: list[int] = NO_COUNTS

@@ -103,7 +103,7 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
     mine = owner if owner is not None and owner.box.engine is engine else None
     if waiter.mode != LENIENT:
         cycle = [] if mine is None else stuck_on(mine, waiter)
-        cycle = cycle or _below(engine, waiter)
+        cycle = cycle or _below(engine, waiter, actor)
         if cycle:
             raise deadlock(waiter, cycle)
     if mine is not None:
@@ -119,10 +119,10 @@ def begin(engine: Engine, waiter: Waiter, actor: Any, wake: Callable[[], None]) 
     return False
 
 
-def _below(engine: Engine, waiter: Waiter) -> list[str]:
-    """The cycle if all of it waits for what begins further down on this very stack: between two inline handlers."""
-    if engine.inlining and waiter.mode == ALL:
-        ident = primitives.get_ident()
+def _below(engine: Engine, waiter: Waiter, actor: Any) -> list[str]:
+    """The cycle if this thread waits for what begins further down on its own stack: between two inline handlers."""
+    ident = primitives.get_ident()
+    if engine.inlining and waiter.mode == ALL and actor == ident:
         for each in waiter.targets():
             if each.state is PENDING and each.actor == ident:
                 return [each.label()] * 2

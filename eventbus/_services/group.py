@@ -133,13 +133,18 @@ class GroupCore(Generic[S]):
             raise
         except BaseException as error:
             # The one that failed has cleaned up after itself; its stop changes nothing.
+            passing: BaseException | None = None
             for service in reversed(begun):
                 try:
                     yield Call(cast("Any", service).stop)
                 except GeneratorExit:
                     raise
-                except BaseException as problem:
+                except Exception as problem:
                     error.add_note(f"and while this start was undone, {service.name!r} failed to stop: {problem!r}")
+                except BaseException as problem:
+                    passing = problem  # once the others are stopped
+            if passing is not None:
+                raise passing from error
             raise
 
     def _stopping(self, turn: Turn) -> Flow[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import Enum
 from typing import Any, ClassVar, Protocol, TypedDict
 
@@ -23,6 +24,7 @@ from eventbus import (
     Topic,
     TopicTypeError,
 )
+from eventbus._engine import hot, primitives
 
 
 @pytest.mark.parametrize("observer", [False, True])
@@ -206,6 +208,60 @@ def test_g5_errors_at_the_depth_limit_are_told_on_bus_error(depth: int) -> None:
     assert [type(each.error) for each in heard] == [ZeroDivisionError]
 
 
+def test_g5_errors_are_told_on_bus_error_while_the_bus_drains() -> None:
+    """Also such as no handler causes: of time-outs, and once the topic has a route."""
+    heard: list[HandlerError] = []
+    with EventBus("drains", workers=3) as bus, Gate() as slow, Gate() as long, Team() as team:
+        bus.on("bus/error", heard.append)
+        bus.on("warm", lambda _: 1 / 0)
+        bus.emit("warm")
+        bus.drain(BOUND)
+        bus.on("long", long)
+        bus.on("slow", slow, timeout=0.05)
+        bus.emit("long")
+        receipt = bus.emit("slow")
+        long.entered()
+        team.add(bus.close, BOUND)
+        team.go()
+        receipt.wait(BOUND)
+        soon(lambda: len(heard) == 2, "the time-out told")
+        slow.open()
+        long.open()
+    assert [each.where for each in heard] == ["handler", "timeout"]
+
+
+def test_g12_put_off_emits_do_not_nest_where_there_are_no_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on free-threaded builds: the stack is no deeper for many of them."""
+    monkeypatch.setattr(primitives, "SECTIONS", False)
+    before = hot.use(False)
+
+    def deepest(many: int) -> int:
+        depths: list[int] = []
+
+        def handler(_: Any) -> None:
+            frame, depth = sys._getframe(), 0
+            while frame.f_back is not None:
+                frame, depth = frame.f_back, depth + 1
+            depths.append(depth)
+
+        with EventBus("put off") as bus:
+            bus.on("t", handler, inline=True)
+            bus.emit("t")
+
+            def step() -> None:
+                for _ in range(many):
+                    bus.emit("t")
+
+            bus._engine.monitor.run(step)
+        assert len(depths) == many + 1
+        return max(depths)
+
+    try:
+        assert deepest(40) == deepest(10)
+    finally:
+        hot.use(before)
+
+
 @pytest.mark.parametrize("require", [None, "", [], False, 0.0, "1", -1])
 def test_g17_require_is_a_number_of_handlers(bus: EventBus, require: Any) -> None:
     with pytest.raises((OptionTypeError, ValueError), match="require"):
@@ -317,6 +373,19 @@ def test_a_group_stops_all_whatever_one_of_them_raises(bus: EventBus) -> None:
     with pytest.raises(KeyboardInterrupt):
         group.stop()
     assert [each.status for each in services] == ["stopped", "error", "stopped"]
+
+
+def test_a_groups_start_that_is_undone_lets_pass_what_is_no_error(bus: EventBus) -> None:
+    class Fails(BaseService):
+        def _start(self) -> None:
+            raise ValueError("start")
+
+    first, second = Ends("first", bus), Ends("second", bus)
+    second.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        ServiceGroup(first, second, Fails("third", bus)).start()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert first.status == "stopped"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
