@@ -754,11 +754,13 @@ class TestCloseInAHandler:
         monkeypatch.setattr(dispatcher, "IDLE_SECONDS", 60.0)
         bus = EventBus("inside")
         other = Log()
-        bus.on("a", lambda _: bus.close(BOUND))
+        emitted = threading.Event()
+        bus.on("a", lambda _: bus.close(BOUND) if emitted.wait(BOUND) else None)
         bus.on("b", other)
         bus.emit("b", 1)
         receipt = bus.emit("a")
         bus.emit("b", 2)
+        emitted.set()
         assert receipt.wait(BOUND).results() == [CloseReport()]
         assert other.items == [1, 2]  # drained
         assert refused(bus)
