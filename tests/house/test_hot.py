@@ -122,7 +122,7 @@ def test_it_takes_the_place_of_the_python(path: bool, monkeypatch: pytest.Monkey
         told = {name: count - before[name] for name, count in calls.items()}
     if path:
         assert told["emit"] < 10, "the hot path in C was not taken"
-        assert told["run_inline"] == 0
+        assert told["run_inline"] < 10  # of emits that met a step of the worker
         assert told["turn"] == 0
     else:
         assert told["emit"] == 400
