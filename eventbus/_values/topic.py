@@ -106,9 +106,10 @@ def _validator(name: str, model: Any) -> Any:
     try:
         adapter = TypeAdapter[Any](model)
     except Exception as error:
+        why = str(error).partition("\n")[0]
         raise TopicTypeError(
-            f"the topic {name!r} cannot check payloads against {model!r}, of which pydantic knows nothing; give it a"
-            " model, a class or another typing form"
+            f"the topic {name!r} cannot check payloads against {model!r} ({why}); give it a model, a class or another"
+            " typing form"
         ) from error
 
     def validate(payload: object) -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from enum import Enum
-from typing import Any, ClassVar, Protocol, TypedDict
+from typing import Any, ClassVar, Protocol
 
 import pytest
 from kit import BOUND, Gate, Log, Team, sleeps, soon
@@ -291,6 +291,12 @@ def test_g17_the_members_of_an_enum_of_strings_are_the_topics_that_they_equal(bu
 
 
 # Typed topics
+
+
+if sys.version_info < (3, 12):
+    from typing_extensions import TypedDict  # as pydantic wants it there
+else:
+    from typing import TypedDict
 
 
 class Typed(TypedDict):
