@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-from eventbus.lowlevel import ACCEPTING, GroupCore
+from eventbus.lowlevel import GroupCore
 
 from ._await import Acted
 from ._flow import begin_flow
-from ._service import BaseService
+from ._service import BaseService, enter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -66,13 +65,7 @@ class ServiceGroup(GroupCore[BaseService]):
         return Acted(cast("Any", Nowhere()), nothing)
 
     async def __aenter__(self) -> Self:
-        begins = all(each.status not in ACCEPTING for each in self.services)
-        try:
-            await self.start()
-        except (asyncio.CancelledError, GeneratorExit):
-            if begins:
-                self.stop()  # the start goes on, and nobody else would end it
-            raise
+        await enter(self, self.services)
         return self
 
     async def __aexit__(

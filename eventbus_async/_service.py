@@ -15,7 +15,7 @@ from ._runner import executor_of
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ._runner import LoopExecutor
     from ._subscription import Subscription
 
-__all__ = ["BaseService"]
+__all__ = ["BaseService", "enter"]
 
 log = logging.getLogger("eventbus")
 
@@ -178,16 +178,21 @@ class BaseService(ServiceCore):
             home.bridge.post(work)
 
     async def __aenter__(self) -> Self:
-        begins = self.status not in ACCEPTING
-        try:
-            await self.start()
-        except (asyncio.CancelledError, GeneratorExit):
-            if begins:
-                self.stop()  # the start goes on, and nobody else would end it
-            raise
+        await enter(self, (self,))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+
+async def enter(block: Any, services: Iterable[Any]) -> None:
+    """Enter the block of a service or a group: start it, and if that is cancelled, stop what it alone has begun."""
+    begins = all(each.status not in ACCEPTING for each in services)
+    try:
+        await block.start()
+    except (asyncio.CancelledError, GeneratorExit):
+        if begins:
+            block.stop()  # the start goes on, and nobody else would end it
+        raise

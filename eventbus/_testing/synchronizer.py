@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._bus import core_of, default
 from .._engine.flow import drive
 from .._errors import OptionError, OptionTypeError, TopicError
-from .._values.options import check_count, check_timeout, makes_coroutine
+from .._values.options import check_count, check_plain, check_timeout
 from .._values.topic import Topic, check_pattern, matches
 from .recorder import open_recorder
 from .waits import Wait, awaited, unexpected
@@ -67,12 +67,7 @@ class SynchronizerCore:
     ) -> Flow[Any]:
         """The flow of ``wait_for_event``; arguments are checked here and now."""
         pattern = check_pattern(topic)
-        if condition is not None and not callable(condition):
-            raise OptionTypeError(f"condition must be callable or None, not {condition!r}")
-        if makes_coroutine(condition):
-            raise OptionTypeError(
-                f"condition must be a plain function, not {condition!r}, whose answer nobody would await"
-            )
+        check_plain("condition", condition)
         number = 1 if count is None else check_count(count, "count", 1)
         wait = Wait(self._box, (pattern,), condition, number)
         return _payloads(awaited(wait, self._limit(timeout), self._lingering(grace_period_ms, grace_period)), count)

@@ -18,9 +18,9 @@ __all__ = [
     "check_bus_options",
     "check_count",
     "check_options",
+    "check_plain",
     "check_timeout",
     "is_type_form",
-    "makes_coroutine",
 ]
 
 Overflow = Literal["block", "drop_oldest", "drop_newest", "latest", "error"]
@@ -236,7 +236,7 @@ def check_bus_options(**given: Any) -> tuple[BusOptions, Options]:
         raise OptionError("handler_timeout must be more than 0 seconds, or None")
     _check_flag("propagate_errors", own.get("propagate_errors", False))
     _check_callable("on_error", own.get("on_error"))
-    if makes_coroutine(own.get("on_error")):
+    if _makes_coroutine(own.get("on_error")):
         raise OptionTypeError(
             f"on_error must be a plain function, and {own['on_error']!r} is `async def`, which nobody would await;"
             " for that, register it for the topic 'bus/error'"
@@ -263,7 +263,7 @@ def _check_callable(name: str, value: object) -> None:
         raise OptionTypeError(f"{name} must be callable or None, not {value!r}")
 
 
-def makes_coroutine(value: Any) -> bool:
+def _makes_coroutine(value: Any) -> bool:
     """Whether calling it makes a coroutine, as far as its code tells (``inspect`` would cost every import)."""
     value = getattr(value, "func", value)  # of a functools.partial
     for function in (getattr(value, "__func__", value), getattr(value, "__call__", None)):  # noqa: B004
@@ -272,9 +272,10 @@ def makes_coroutine(value: Any) -> bool:
     return False
 
 
-def _check_key(name: str, value: object) -> None:
+def check_plain(name: str, value: object) -> None:
+    """A callable that makes no coroutine, or None. Raises OptionTypeError."""
     _check_callable(name, value)
-    if makes_coroutine(value):
+    if _makes_coroutine(value):
         raise OptionTypeError(f"{name} must be a plain function, not {value!r}, whose answer nobody would await")
 
 
@@ -318,7 +319,7 @@ def _check_model(name: str, value: object) -> None:
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "inline": _check_flag,
     "concurrency": _at_least(1, optional=False),
-    "key": _check_key,
+    "key": check_plain,
     "lane": _check_text,
     "timeout": _check_positive_time,
     "max_pending": _at_least(1, optional=True),

@@ -22,19 +22,23 @@ from eventbus import *
 
 BOUND = 10.0
 
+def end_with(child, *given):
+    '''End this process, a child, with a function; its exit code is 0 if that has returned.'''
+    code = 1
+    try:
+        child(*given)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
 def forked(child):
     '''Run a function in a child; gives its exit code: 0 if it returned.'''
     pid = os.fork()
     if pid == 0:
-        code = 1
-        try:
-            child()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+        end_with(child)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 """
 
@@ -344,15 +348,7 @@ def test_a_fork_at_any_line_of_a_step(call: str) -> None:
             sys.settrace(None)
         go.set()
         if fork.child == 0:
-            code = 1
-            try:
-                in_child(bus, running, pending, made, got)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
+            end_with(in_child, bus, running, pending, made, got)
         assert running.wait(BOUND).results() == [1]
         pending.wait(BOUND)
         bus.drain(BOUND)
