@@ -23,8 +23,10 @@ def say(*what):
 """
 
 
-def begin(program: str, prelude: str = "") -> subprocess.Popen[str]:
-    """Start it; both of its outputs are one."""
+def begin(program: str, prelude: str = "", *, measured: bool = True) -> subprocess.Popen[str]:
+    """Start it; both of its outputs are one. What forks hundreds of times is not measured: each child writes a file."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    given = {key: value for key, value in os.environ.items() if measured or not key.startswith("COVERAGE_PROCESS_")}
     return subprocess.Popen(
         [sys.executable, "-u", "-X", "faulthandler", "-c", prelude + textwrap.dedent(program)],
         cwd=ROOT,
@@ -32,7 +34,7 @@ def begin(program: str, prelude: str = "") -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env={**given, "PYTHONPATH": path},
     )
 
 

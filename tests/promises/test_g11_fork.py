@@ -43,8 +43,8 @@ def forked(child):
 """
 
 
-def run(program: str) -> None:
-    end(begin(program, PRELUDE), BOUND)
+def run(program: str, *, measured: bool = True) -> None:
+    end(begin(program, PRELUDE, measured=measured), BOUND)
 
 
 def test_a_used_bus_works_in_the_child_and_in_the_parent() -> None:
@@ -379,4 +379,4 @@ def test_a_fork_at_any_line_of_a_step(call: str) -> None:
     assert place >= PLACES
     """
     places = {"emit": 40, "emit_inline": 20, "cancel": 30, "on": 20}.get(call, 1)
-    run(program.replace("CALL", repr(call)).replace("PLACES", str(places)))
+    run(program.replace("CALL", repr(call)).replace("PLACES", str(places)), measured=False)
