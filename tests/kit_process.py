@@ -23,10 +23,8 @@ def say(*what):
 """
 
 
-def begin(program: str, prelude: str = "", *, measured: bool = True) -> subprocess.Popen[str]:
-    """Start it; both of its outputs are one. What forks hundreds of times is not measured: each child writes a file."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    given = {key: value for key, value in os.environ.items() if measured or not key.startswith("COVERAGE_PROCESS_")}
+def begin(program: str, prelude: str = "") -> subprocess.Popen[str]:
+    """Start it; both of its outputs are one."""
     return subprocess.Popen(
         [sys.executable, "-u", "-X", "faulthandler", "-c", prelude + textwrap.dedent(program)],
         cwd=ROOT,
@@ -34,7 +32,7 @@ def begin(program: str, prelude: str = "", *, measured: bool = True) -> subproce
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**given, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
 
 
