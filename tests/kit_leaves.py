@@ -23,7 +23,7 @@ from eventbus._engine.dispatcher import Worker
 from eventbus._engine.timer import Timer
 from eventbus._engine.waits import Waiter
 
-__all__ = ["KINDS", "Watch", "leaves_nothing"]
+__all__ = ["KINDS", "Watch", "idle", "leaves_nothing"]
 
 GRACE = 2.0  # seconds that a worker may need after a test to come back from its last handler
 

@@ -16,6 +16,7 @@
 #include "c/values.h"
 #include "c/errors.h"
 #include "c/clocks.h"
+#include "c/objects.h"
 #include "c/collector.h"
 #include "c/contexts.h"
 #include "c/turn.h"
@@ -48,10 +49,9 @@ static int
 prepare(PyObject *module)
 {
     State *s = PyModule_GetState(module);
-    for (int state = LINED; state <= SETTLED; state++)
-        if ((s->states[state] = PyLong_FromLong(state)) == NULL)
+    for (int each = 0; each < INTS; each++)
+        if ((s->ints[each] = PyLong_FromLong(each)) == NULL)
             return -1;
-    s->zero = PyLong_FromLong(0);
     s->no_time = PyFloat_FromDouble(0.0);
     s->clocks[MONOTONIC].name = PyUnicode_InternFromString("monotonic");
     s->clocks[MONOTONIC].id = MONOTONIC_ID;
@@ -92,6 +92,7 @@ clear(PyObject *module)
     State *s = PyModule_GetState(module);
     s->on = 0; /* whoever comes now is refused */
     leave_seam(s);
+    leave_spares(s->Delivery);
     for (int which = 0; which < CLOCKS; which++)
         Py_CLEAR(s->clocks[which].function);
 #define CLEAR(name) Py_CLEAR(s->name);
@@ -104,11 +105,12 @@ release(void *module)
 {
     State *s = PyModule_GetState(module);
     clear(module);
-    for (int state = LINED; state <= SETTLED; state++)
-        Py_CLEAR(s->states[state]);
+    for (int each = 0; each < INTS; each++)
+        Py_CLEAR(s->ints[each]);
     NAMES(CLEAR)
     for (int which = 0; which < CLOCKS; which++)
         Py_CLEAR(s->clocks[which].name);
+    Py_CLEAR(s->cell);
     Py_CLEAR(s->ident);
     Py_CLEAR(s->mapping);
     Py_CLEAR(s->raised);

@@ -135,12 +135,13 @@ class Delivery:
 class Holder:
     """Stands for a delivery in a context that serves several of them, one after another; the hot path in C makes these.
 
-    Whoever runs the handlers changes ``delivery``, while nobody else has that context or a copy of it.
+    Whoever runs the handlers changes ``delivery``, while nobody else has that context or a copy of it. None: no handler
+    runs; it stays in an emitter's context for his next inline handlers.
     """
 
     __slots__ = ("delivery",)
 
-    delivery: Delivery
+    delivery: Delivery | None
 
 
 # The delivery whose handler the running code belongs to, inherited by what that handler starts. Read and set only in

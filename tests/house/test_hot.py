@@ -1022,6 +1022,69 @@ def test_a_context_copied_in_an_inline_handler_keeps_its_own_delivery(
     contextvars.copy_context().run(run)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_each_context_tells_the_delivery_that_it_was_copied_in(path: bool, seed: int) -> None:
+    """G19: whatever is copied, set and emitted by inline handlers, in between, and from the copies."""
+    chance = random.Random(seed)
+    copies: list[tuple[contextvars.Context, str | None]] = []  # and the id of the event that is current there
+    ids: dict[tuple[str, int], str] = {}
+
+    def told() -> str | None:
+        found = held()
+        return None if found is None else ids[found.parentage()[:2]]
+
+    def disturb(mine: str | None, how_often: float) -> None:
+        for _ in range(chance.randrange(1, 3) if chance.random() < how_often else 0):
+            what = chance.randrange(5)
+            if what == 0:
+                copies.append((contextvars.copy_context(), mine))
+            elif what == 1:
+                chance.choice(MANY[: chance.choice((1, 40))]).set(chance.randrange(9))
+            elif what == 2 and copies:
+                copies.pop(chance.randrange(len(copies)))
+            elif what == 3 and copies:
+                chance.choice(copies)[0].run(chance.choice(MANY).set, 1)
+            else:
+                copies.append((copied_and_changed(), mine))
+        for context, expected in copies:
+            assert context.run(told) == expected
+        assert told() == mine
+
+    def handler(event: Event) -> None:
+        found = held()
+        assert found is not None
+        ids[found.parentage()[:2]] = event.id
+        assert event.parent_id == causes[-1]
+        disturb(event.id, 0.1)
+        if chance.random() < 0.05 and len(causes) < 4:
+            emit(event.id)
+        if chance.random() < 0.05:
+            raise Failure
+
+    causes: list[str | None] = []
+
+    def emit(cause: str | None) -> None:
+        causes.append(cause)
+        bus.emit(chance.choice(("one", "three")))
+        causes.pop()
+
+    def run() -> None:
+        for _ in range(300):
+            disturb(None, 0.5)
+            if copies and chance.random() < 0.3:
+                context, cause = chance.choice(copies)
+                context.run(emit, cause)
+            else:
+                emit(None)
+            del copies[:-8]
+
+    with EventBus() as bus:
+        bus.on("one", handler, inline=True)
+        for _ in range(3):
+            bus.on("three", handler, inline=True)
+        contextvars.copy_context().run(run)
+
+
 @COPIES
 def test_a_context_copied_in_a_coroutine_handler_keeps_its_own_delivery(
     path: bool, copy: Callable[[], contextvars.Context]
@@ -1780,7 +1843,7 @@ NO_MEMORY = """
     import _testcapi
     from eventbus import EventBus, Receipt
     from eventbus._engine import hot
-    from eventbus._engine.delivery import current
+    from eventbus._engine.delivery import held
     logging.disable(logging.CRITICAL)
     heard = []
     gate, inside = threading.Event(), threading.Event()
@@ -1806,7 +1869,7 @@ NO_MEMORY = """
             told = "MemoryError"
         finally:
             _testcapi.remove_mem_hooks()
-        assert current.get() is None, "this thread is taken for a handler's"
+        assert held() is None, "this thread is taken for a handler's"
         after = bus.stats().totals
         made = after.deliveries - before.deliveries
         assert made in (0, count), made
@@ -1867,6 +1930,51 @@ def test_where_memory_runs_out_nothing_is_lost_or_doubled() -> None:
     code = textwrap.dedent(NO_MEMORY)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=False)
     assert done.stdout == "fine\n", (done.returncode, done.stderr)
+
+
+# How what it makes ends
+
+
+def test_a_long_chain_of_receipts_ends_without_exhausting_the_stack(path: bool) -> None:
+    """Each is held by an outcome of the next one only."""
+    last: list[Any] = [None]
+    with EventBus() as bus:
+        bus.on("inline", lambda payload: last.pop(), inline=True)
+        for _ in range(50_000):
+            last.append(bus.emit("inline"))
+        first = weakref.ref(last[0])
+        depth = 0
+        receipt = last[0]
+        while receipt is not None and depth < 10:
+            (receipt,) = receipt.results()
+            depth += 1
+        assert depth == 10
+        del receipt
+        last.clear()
+    assert first() is None
+
+
+def test_objects_that_are_more_than_the_cores_own_end_too(path: bool) -> None:
+    """Of a class derived from one of the core: what it has beside slots, and a weak reference's callback."""
+
+    class More(Delivery):
+        __slots__ = ("__dict__", "__weakref__", "slot")
+
+    with EventBus() as bus:
+        box = bus.on("topic", lambda payload: None, inline=True)._box
+        gone: list[str] = []
+        for _ in range(100):  # more than are kept to be used again
+            made: Any = More(bus.emit("other"), box, None)
+            made.slot, made.attribute = Thing(), Thing()
+            weakref.finalize(made.slot, gone.append, "slot")
+            weakref.finalize(made.attribute, gone.append, "attribute")
+            weakref.finalize(made, gone.append, "itself")
+            del made
+        assert sorted(gone) == ["attribute"] * 100 + ["itself"] * 100 + ["slot"] * 100
+
+        references = [weakref.ref(bus.emit("topic"), lambda _: gone.append("receipt")) for _ in range(100)]
+        assert gone.count("receipt") == 100
+        assert not any(each() for each in references)
 
 
 # What idle threads sleep on

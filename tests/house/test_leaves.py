@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +12,15 @@ from collections.abc import Iterator
 import kit_leaves
 import pytest
 from kit import BOUND, Gate, soon, threads_of
-from kit_leaves import Watch
+from kit_leaves import Watch, idle
 
 from eventbus import EventBus
 
 
 @pytest.fixture
 def watch() -> Iterator[Watch]:
+    # An idle thread is none of its business; one that was, and wakes up to end itself, would be.
+    soon(lambda: not any(map(idle, sys._current_frames().values())), "the idle threads of earlier tests having ended")
     with Watch() as entered:
         yield entered
 

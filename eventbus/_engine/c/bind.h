@@ -96,6 +96,7 @@ bind(PyObject *module, PyObject *names)
     LOOK_UP("Emitter", AT_WORK, s->emitter.delivery)
     LOOK_UP("Emitter", WHOSE, s->emitter.executor)
     TAKE(Dispatcher, "Dispatcher")
+    leave_spares(s->Delivery);
     TAKE(Delivery, "Delivery")
     TAKE(Holder, "Holder")
     TAKE(Receipt, "Receipt")
@@ -132,6 +133,9 @@ bind(PyObject *module, PyObject *names)
         PyErr_SetString(PyExc_KeyError, "SAMPLE_SECONDS");
         return NULL;
     }
+    end_quickly(s->Delivery, end_spare);
+    end_quickly(s->Receipt, end_object);
+    keep_spares(s->Delivery);
     s->bound = s->on = 1;
     Py_RETURN_NONE;
 }
@@ -149,6 +153,7 @@ bind_loops(PyObject *module, PyObject *names)
     TAKE(swap_task, "swap_task")
     TAKE(show_still, "show_still")
     TAKE(AsyncReceipt, "Receipt")
+    end_quickly(s->AsyncReceipt, end_object);
     TAKE(running_loop, "running_loop")
     LOOK_UP("Binding", BINDING, s->bi)
     LOOK_UP("Receipt", ASYNC_RECEIPT, s->ar)

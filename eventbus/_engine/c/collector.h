@@ -46,16 +46,6 @@ track(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
-/* An object of a class of the core, all slots empty, not tracked yet. */
-static inline PyObject *
-allocate(PyTypeObject *type)
-{
-    PyObject *made = PyObject_GC_New(PyObject, type);
-    if (made != NULL)
-        memset((char *)made + sizeof(PyObject), 0, type->tp_basicsize - sizeof(PyObject));
-    return made;
-}
-
 /* Raise it in the main thread. */
 static int
 raise_later(void *error)

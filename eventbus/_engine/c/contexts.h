@@ -1,6 +1,7 @@
 /* The contexts in which handlers run (G14), and in them the current delivery (G19). */
 
-/* What a context holds: the immutable mapping, borrowed; NULL if there is none. It is asked for as the collector would. */
+/* What a context holds: the immutable mapping, borrowed; NULL if there is none. It is asked for as the collector would, if
+   it is not known where that stands. */
 static int
 note_mapping(PyObject *found, void *into)
 {
@@ -13,28 +14,34 @@ note_mapping(PyObject *found, void *into)
 static inline PyObject *
 mapping_of(State *s, PyObject *context)
 {
+    if (s->mapping_at > 0)
+        return SLOT(context, s->mapping_at);
     void *both[2] = {s->mapping, NULL};
     if (s->mapping != NULL)
         Py_TYPE(context)->tp_traverse(context, note_mapping, both);
     return both[1];
 }
 
-/* Learn what type that mapping has. Without it no context is used twice. */
+/* Learn what type that mapping has, and where it stands. Without it no context is used twice. */
 static int
-note_type(PyObject *found, void *into)
+note_last(PyObject *found, void *into)
 {
-    *(PyObject **)into = (PyObject *)Py_TYPE(found);
+    *(PyObject **)into = found;
     return 0;
 }
 
 static int
 find_mapping(State *s)
 {
-    PyObject *empty = PyContext_New(), *type = NULL;
+    PyObject *empty = PyContext_New(), *mapping = NULL;
     if (empty == NULL)
         return -1;
-    Py_TYPE(empty)->tp_traverse(empty, note_type, &type); /* not entered, so that is all that it holds */
-    Py_XSETREF(s->mapping, Py_XNewRef(type));
+    Py_TYPE(empty)->tp_traverse(empty, note_last, &mapping); /* not entered, so that is all that it holds */
+    Py_XSETREF(s->mapping, mapping == NULL ? NULL : Py_NewRef((PyObject *)Py_TYPE(mapping)));
+    s->mapping_at = 0;
+    for (Offset at = sizeof(PyObject); mapping != NULL && at < Py_TYPE(empty)->tp_basicsize; at += sizeof(PyObject *))
+        if (SLOT(empty, at) == mapping)
+            s->mapping_at = at;
     Py_DECREF(empty);
     return 0;
 }
@@ -98,13 +105,6 @@ note_same(PyObject *found, void *into)
     return 0;
 }
 
-static int
-note_root(PyObject *found, void *into)
-{
-    *(PyObject **)into = found;
-    return 0;
-}
-
 /* Whether a mapping has an object in its root, not in a node below it. */
 static int
 is_in_root(PyObject *mapping, PyObject *object)
@@ -112,7 +112,7 @@ is_in_root(PyObject *mapping, PyObject *object)
     PyObject *root = NULL;
     void *both[2] = {object, NULL};
     if (mapping != NULL && Py_TYPE(mapping)->tp_traverse != NULL)
-        Py_TYPE(mapping)->tp_traverse(mapping, note_root, &root);
+        Py_TYPE(mapping)->tp_traverse(mapping, note_last, &root);
     if (root != NULL && Py_TYPE(root)->tp_traverse != NULL)
         Py_TYPE(root)->tp_traverse(root, note_same, both);
     return both[1] != NULL;
@@ -153,6 +153,32 @@ is_unchanged(State *s, Own *own, PyObject *context)
         (own->holder != NULL && Py_REFCNT(own->holder) != 2)) /* the mapping's and this one */
         Py_CLEAR(own->holder);
     return unchanged;
+}
+
+/* In this thread's context, make a delivery the current one by the holder that stands there, if nothing was set and
+   nobody has copied it since; tells whether that is done. */
+static inline int
+hold(State *s, Own *own, PyObject *delivery)
+{
+    int held = own->holder != NULL && is_unchanged(s, own, PyThreadState_Get()->context) && own->holder != NULL;
+    if (held)
+        put_again(own->holder, s->h.delivery, delivery);
+    return held;
+}
+
+/* Have hold() look at a holder that was left in this thread's context with None in it. */
+static void
+adopt(State *s, Own *own, PyObject **holder)
+{
+    PyObject *context = PyThreadState_Get()->context;
+    if (context == NULL || !is_a(*holder, s->Holder) || SLOT(*holder, s->h.delivery) != Py_None)
+        return;
+    PyObject *mapping = mapping_of(s, context);
+    if (is_in_root(mapping, *holder)) {
+        own->mapping = Py_NewRef(mapping);
+        own->holder = *holder;
+        *holder = NULL;
+    }
 }
 
 /* Enter a context that holds what an emitter's does, and the delivery as the current one; -1 with an exception, and then

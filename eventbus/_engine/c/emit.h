@@ -22,13 +22,13 @@ make_delivery(State *s, PyObject *receipt, PyObject *box, PyObject *epoch, PyObj
     SLOT(made, s->d.receipt) = Py_NewRef(receipt);
     SLOT(made, s->d.box) = Py_NewRef(box);
     SLOT(made, s->d.epoch) = Py_NewRef(epoch);
-    SLOT(made, s->d.state) = Py_NewRef(s->states[PENDING]);
-    SLOT(made, s->d.status) = Py_NewRef(Py_None);
-    SLOT(made, s->d.deadline) = Py_NewRef(Py_None);
-    SLOT(made, s->d.worker) = Py_NewRef(Py_None);
+    SLOT(made, s->d.state) = CONSTANT(s->ints[PENDING]);
+    SLOT(made, s->d.status) = CONSTANT(Py_None);
+    SLOT(made, s->d.deadline) = CONSTANT(Py_None);
+    SLOT(made, s->d.worker) = CONSTANT(Py_None);
     SLOT(made, s->d.actor) = Py_NewRef(actor);
-    SLOT(made, s->d.waiter) = Py_NewRef(Py_None);
-    SLOT(made, s->d.outer) = Py_NewRef(Py_None);
+    SLOT(made, s->d.waiter) = CONSTANT(Py_None);
+    SLOT(made, s->d.outer) = CONSTANT(Py_None);
     return made;
 }
 
@@ -79,8 +79,8 @@ make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, Py
     SLOT(made, s->r._event) = Py_NewRef(Py_None);
     SLOT(made, s->r._waiters) = Py_NewRef(Py_None);
     SLOT(made, s->r._left) = Py_NewRef(Py_None);
-    SLOT(made, s->r._observers) = Py_NewRef(s->zero);
-    SLOT(made, s->r._accepting) = Py_NewRef(s->zero);
+    SLOT(made, s->r._observers) = Py_NewRef(s->ints[0]);
+    SLOT(made, s->r._accepting) = Py_NewRef(s->ints[0]);
     SLOT(made, s->r._propagate) = Py_NewRef(Py_False);
     return made;
 failed:
@@ -130,7 +130,7 @@ schedule(State *s, PyObject *box, PyObject **sleeper, PyObject **loop)
         number(executor, s->x.computing) >= number(executor, s->x.limit) ||
         (!is_loop && (!PyList_CheckExact(idle) || PyList_GET_SIZE(idle) == 0)))
         return 0;
-    PyObject *computing = changed(executor, s->x.computing, 1);
+    PyObject *computing = changed(s, executor, s->x.computing, 1);
     PyObject *nothing = computing == NULL ? NULL : s->append(ready, box);
     if (nothing == NULL) {
         PyErr_Clear();
@@ -181,7 +181,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     PyObject *engine = args[0], *topic = args[2];
     PyObject *registry = SLOT(engine, s->e.registry), *monitor = SLOT(engine, s->e.monitor);
     if (!s->on || (count == 9 && s->LoopExecutor == NULL) || !PyUnicode_CheckExact(topic) || args[4] != Py_None ||
-        args[5] != s->zero || args[6] != Py_False ||
+        args[5] != s->ints[0] || args[6] != Py_False ||
         args[7] != Py_None || !is_none(engine, s->e.max_depth) || SLOT(engine, s->e.propagates) != Py_False || in_step(s))
         Py_RETURN_NONE;
     PyObject *route = PyDict_GetItemWithError(SLOT(registry, s->g.routes), topic);
@@ -203,7 +203,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
     if (cause != Py_None) {
         /* Inline handlers within inline handlers may exhaust the stack: the Python code has more of it to mend that with.
            The receipt of one that has been settled is gone. */
-        if (is_true(route, s->o.all_inline) || SLOT(cause, s->d.state) != s->states[RUNNING] ||
+        if (is_true(route, s->o.all_inline) || SLOT(cause, s->d.state) != s->ints[RUNNING] ||
             SLOT(cause, s->d.receipt) == Py_None ||
             SLOT(SLOT(cause, s->d.box), s->b.engine) != engine ||
             !is_none(SLOT(cause, s->d.receipt), s->r._follows)) {
@@ -232,7 +232,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         if (delivery == NULL)
             goto finally;
         PyTuple_SET_ITEM(deliveries, index, delivery);
-        if (!is_kept(s, PyTuple_GET_ITEM(boxes, index))) {
+        if (!all_inline && !is_kept(s, PyTuple_GET_ITEM(boxes, index))) {
             PyObject_GC_Track(delivery);
             kept = 0;
         }
@@ -251,8 +251,8 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
             if (!is_true(PyTuple_GET_ITEM(boxes, index), s->b.observer))
                 PyTuple_SET_ITEM(counted, next++, Py_NewRef(PyTuple_GET_ITEM(deliveries, index)));
     }
-    opened = changed(epoch, s->p.open, size);
-    emits = changed(SLOT(route, s->o.tally), s->t.emits, 1);
+    opened = changed(s, epoch, s->p.open, size);
+    emits = changed(s, SLOT(route, s->o.tally), s->t.emits, 1);
     observers = PyLong_FromSsize_t(size - standing);
     if (opened == NULL || emits == NULL || observers == NULL) {
         if (!PyErr_Occurred())
@@ -264,10 +264,10 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         number(route, s->o.generation) != number(registry, s->g.generation))
         result = Py_NewRef(Py_None);
     else if (SLOT(monitor, s->m.busy) != Py_False || length(s, SLOT(monitor, s->m.deferred)) != 0 ||
-             SLOT(engine, s->e.state) != s->zero)
+             SLOT(engine, s->e.state) != s->ints[0])
         result = Py_NewRef(Py_None);
     else if (cause == Py_None ? SLOT(engine, s->e.epoch) != epoch
-                              : (SLOT(cause, s->d.state) != s->states[RUNNING] ||
+                              : (SLOT(cause, s->d.state) != s->ints[RUNNING] ||
                                  (SLOT(cause, s->d.epoch) == Py_None ? SLOT(engine, s->e.epoch) != epoch
                                                                      : SLOT(cause, s->d.epoch) != epoch)))
         result = Py_NewRef(Py_None);
@@ -285,7 +285,7 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         goto finally;
     /* End of section. */
     if (all_inline) {
-        if (run_inline(s, engine, receipt, deliveries, before) == 0)
+        if (run_inline(s, engine, receipt, deliveries, &before) == 0)
             result = Py_NewRef(receipt);
         if (result != NULL && length(s, SLOT(monitor, s->m.after)) > 0) {
             PyObject *nothing = PyObject_CallMethodNoArgs(monitor, s->n_flush);
@@ -310,8 +310,8 @@ emit(State *s, PyObject *const *args, Py_ssize_t count)
         if (SLOT(monitor, s->m.busy) == Py_False && is_true(box, s->b.admits) &&
             number(box, s->b.held) < number(box, s->b.bound)) {
             PyObject *pending = SLOT(box, s->b.pending);
-            given = changed(box, s->b.deliveries, 1);
-            held = changed(box, s->b.held, 1);
+            given = changed(s, box, s->b.deliveries, 1);
+            held = changed(s, box, s->b.held, 1);
             if (given != NULL && held != NULL && is_a(pending, s->deque))
                 nothing = s->append(pending, delivery);
         }
@@ -370,7 +370,7 @@ finally:
     if (result == NULL && accepted) {
         /* That of a signal handler in all likelihood, or the stack is exhausted: make good what may be half-done. */
         PyObject *error = take_error();
-        note(s, error, monitor, s->mend_emit, engine, route, deliveries, s->zero);
+        note(s, error, monitor, s->mend_emit, engine, route, deliveries, s->ints[0]);
         set_error(error);
     }
     Py_XDECREF(rest);

@@ -16,23 +16,23 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *delivery, PyObject *cell,
-        Own *own, PyObject **token, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObject *cell, Own *own, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
     if (box == Py_None)
         return box; /* it was cancelled meanwhile */
     PyObject *passing = NULL, *value = NULL, *error = NULL, *took = NULL;
-    PyObject *count = changed(box, s->b.deliveries, 1);
+    PyObject *count = changed(s, box, s->b.deliveries, 1);
     if (count == NULL)
         PyErr_Clear();
-    if (cell != deliveries)
-        PyList_SetItem(cell, 0, Py_NewRef(delivery));
+    PyObject *last = PyList_GET_ITEM(cell, 0);
+    PyList_SET_ITEM(cell, 0, Py_NewRef(delivery));
+    drop(last);
     /* Section: an inline delivery begins. */
     if (count != NULL && SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && is_true(box, s->b.flows) &&
         length(s, SLOT(box, s->b.running)) == 0 && SLOT(box, s->b.counts) != s->no_counts &&
-        SLOT(delivery, s->d.state) == s->states[PENDING]) {
-        put_again(delivery, s->d.state, s->states[RUNNING]);
+        SLOT(delivery, s->d.state) == s->ints[PENDING]) {
+        put_state(delivery, s->d.state, s->ints[RUNNING]);
         put_again(delivery, s->d.info, SLOT(box, s->b.info));
         put_count(box, s->b.deliveries, count, 1);
         put_again(box, s->b.running, cell);
@@ -53,16 +53,7 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyO
             goto finally;
     }
     /* In the thread's context, which is the emitter's own. */
-    int is_set;
-    if (PyTuple_GET_SIZE(deliveries) == 1)
-        is_set = (*token = PyContextVar_Set(s->current, delivery)) != NULL;
-    else if (own->holder != NULL && is_unchanged(s, own, PyThreadState_Get()->context) && own->holder != NULL) {
-        put_again(own->holder, s->h.delivery, delivery);
-        is_set = 1;
-    }
-    else
-        is_set = set_current(s, own, delivery, 1) == 0;
-    if (is_set) {
+    if (hold(s, own, delivery) || set_current(s, own, delivery, 1) == 0) {
         PyObject *spec = Py_NewRef(SLOT(box, s->b.spec));
         PyObject *given = argument(s, delivery, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
                                    is_true(spec, s->s.takes_event));
@@ -119,20 +110,20 @@ leave(State *s, PyObject *engine, PyObject *deliveries)
     }
 }
 
-/* inline.run_inline(). */
+/* inline.run_inline(), where the emitter is no handler. ``before`` is what the context variable held; it is taken if the
+   handlers use that again. */
 static int
-run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject *before)
+run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject **before)
 {
     Own own = {NULL, NULL, NULL, NULL, 0};
-    PyObject *token = NULL; /* of a handler that is the only one */
     PyObject *passing = Py_NewRef(Py_None);
-    /* What a mailbox is running, while nobody else runs its handler. */
-    PyObject *cell = PyTuple_GET_SIZE(deliveries) == 1 ? Py_NewRef(deliveries) : PyList_New(1);
+    PyObject *cell = s->cell != NULL ? s->cell : PyList_New(1);
+    s->cell = NULL;
+    adopt(s, &own, before);
     double started = read_clock(s, MONOTONIC);
     int failed = cell == NULL || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
-        PyObject *ended =
-            run_one(s, engine, receipt, deliveries, PyTuple_GET_ITEM(deliveries, index), cell, &own, &token, &started);
+        PyObject *ended = run_one(s, engine, receipt, PyTuple_GET_ITEM(deliveries, index), cell, &own, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
@@ -141,28 +132,34 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     if (!failed)
         leave(s, engine, deliveries);
     PyObject *error = failed ? take_error() : NULL;
-    leave_context(&own);
-    if (token == NULL || PyContextVar_Reset(s->current, token) < 0) {
-        PyErr_Clear();
-        Py_XSETREF(token, PyContextVar_Set(s->current, before));
+    if (!hold(s, &own, Py_None)) {
+        PyObject *token = PyContextVar_Set(s->current, Py_None);
         if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
             PyErr_Clear();
-            token = PyContextVar_Set(s->current, before);
+            token = PyContextVar_Set(s->current, Py_None);
         }
         if (token == NULL) {
             if (error != NULL)
                 PyErr_Clear();
             failed = 1;
         }
+        Py_XDECREF(token);
     }
-    Py_XDECREF(token);
+    leave_context(&own);
     if (error != NULL)
         set_error(error);
     else if (!failed && passing != Py_None) {
         failed = 1;
         PyErr_SetObject((PyObject *)Py_TYPE(passing), passing);
     }
-    Py_XDECREF(cell);
+    if (cell != NULL && s->cell == NULL && Py_REFCNT(cell) == 1) {
+        PyObject *last = PyList_GET_ITEM(cell, 0);
+        PyList_SET_ITEM(cell, 0, Py_NewRef(Py_None));
+        s->cell = cell;
+        drop(last);
+    }
+    else
+        Py_XDECREF(cell);
     Py_DECREF(passing);
     return failed ? -1 : 0;
 }

@@ -16,7 +16,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         goto finally;
     for (;;) {
         PyObject *receipt = SLOT(delivery, s->d.receipt), *box = SLOT(delivery, s->d.box);
-        if (receipt == Py_None || box == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING] ||
+        if (receipt == Py_None || box == Py_None || SLOT(delivery, s->d.state) != s->ints[RUNNING] ||
             is_none(receipt, s->r._context) || is_none(box, s->b.spec)) {
             result = delivery;
             delivery = NULL;
@@ -68,7 +68,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         }
         else if (sent == PYGEN_RETURN && number(slot, s->sl.ours) == 0 && SLOT(slot, s->sl.expired) == Py_False) {
             PyObject *cancelling = PyObject_CallMethodNoArgs(task, s->n_cancelling);
-            if (cancelling == s->zero && (now = PyFloat_FromDouble(instant - started)) != NULL)
+            if (cancelling == s->ints[0] && (now = PyFloat_FromDouble(instant - started)) != NULL)
                 following = turn(s, &s->slot, engine, slot, delivery, receipt, box, value, now, instant < until);
             PyErr_Clear();
             Py_XDECREF(cancelling);
@@ -81,7 +81,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             /* Section: nothing is left to claim. */
             if (SLOT(SLOT(engine, s->e.monitor), s->m.busy) == Py_False && length(s, SLOT(executor, s->x.ready)) == 0 &&
                 length(s, SLOT(box, s->b.pending)) == 0) {
-                put_again(executor, s->x.computing, s->zero);
+                put_again(executor, s->x.computing, s->ints[0]);
                 PyList_SetItem(SLOT(slot, s->slot.cell), 0, Py_NewRef(Py_None));
                 result = Py_NewRef(Py_None);
             }
@@ -171,7 +171,7 @@ lend(State *s, PyObject *executor, PyObject *slot, PyObject *loop, int in_task, 
     if (error != NULL)
         note(s, error, monitor, s->mend_slot, executor, slot, NULL, NULL);
     else if (SLOT(slot, s->sl.suspended) != Py_False || SLOT(slot, s->sl.yielding) != Py_False ||
-             SLOT(slot, s->sl.cancelled) != s->zero) {
+             SLOT(slot, s->sl.cancelled) != s->ints[0]) {
         PyObject *nothing = PyObject_CallMethodOneArg(executor, s->n_lent, slot);
         if (nothing == NULL)
             error = take_error();
@@ -237,7 +237,7 @@ attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (here && is_true(home, s->l.roused) && number(receipt, s->r._left) > 0 && SLOT(home, s->l.parked) != Py_None &&
         number(home, s->l.eagers) < s->eagers) {
         double since = PyFloat_AsDouble(SLOT(home, s->l.since));
-        PyObject *eagers = changed(home, s->l.eagers, 1);
+        PyObject *eagers = changed(s, home, s->l.eagers, 1);
         if (eagers == NULL)
             PyErr_Clear();
         else if (PyFloat_AsDouble(SLOT(home, s->l.spent)) - since < s->slice) {
@@ -251,5 +251,5 @@ attend(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_DECREF(loop);
     if (done < 0)
         return NULL;
-    return PyBool_FromLong(here && SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._propagate) == Py_False);
+    return PyBool_FromLong(here && SLOT(receipt, s->r._left) == s->ints[0] && SLOT(receipt, s->r._propagate) == Py_False);
 }

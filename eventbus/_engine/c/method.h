@@ -20,7 +20,7 @@ emit_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *nam
         SLOT(args[0], self->engine) != NULL &&
         (self->closing < 0 || (SLOT(args[0], self->closing) == Py_None && SLOT(args[0], self->binding) != NULL))) {
         PyObject *given[9] = {SLOT(args[0], self->engine), (PyObject *)self->make, args[1],
-                              count == 3 ? args[2] : Py_None, Py_None, s->zero, Py_False, Py_None,
+                              count == 3 ? args[2] : Py_None, Py_None, s->ints[0], Py_False, Py_None,
                               self->closing < 0 ? NULL : SLOT(args[0], self->binding)};
         Py_INCREF(args[0]); /* whoever calls holds it, but a handler may make him let go */
         PyObject *receipt = emit(s, given, self->closing < 0 ? 8 : 9);

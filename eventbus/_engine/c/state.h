@@ -48,7 +48,7 @@
     X(partial) X(plain) X(running_loop) X(Sleeper) X(seam) X(show_still) X(steps) X(swap_task) X(to_plain) X(too_late)
 
 /* Those that are its own. */
-#define NAMES(X) X(zero) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
+#define NAMES(X) X(no_time) X(n_as_event) X(n_cancelling) X(n_flush) X(n_follow_up) X(n_go_on) X(n_lent) \
     X(n_release) X(n_wake) X(n_wake_loop)
 
 /* Which clock of the system time.monotonic() reads: its times are compared with those that are read here. */
@@ -67,6 +67,13 @@
 #define REALTIME_ID (-1)
 #endif
 
+/* For functions that are called with constants where it matters. */
+#ifdef __GNUC__
+#define INLINED inline __attribute__((always_inline))
+#else
+#define INLINED inline
+#endif
+
 typedef Py_ssize_t Offset;
 #define FIELD(name) Offset name;
 #define NAME(name) #name,
@@ -82,6 +89,9 @@ typedef struct {
 } Clock;
 
 enum { MONOTONIC, WALL_CLOCK, CLOCKS };
+
+enum { LINED, PENDING, RUNNING, SETTLED }; /* the states of a delivery */
+enum { INTS = 64 };
 
 typedef struct {
     int on;    /* false: every function refuses */
@@ -113,10 +123,12 @@ typedef struct {
        "current" the context variable, "plain" is payload.PLAIN. */
     HELD(OBJECT)
     PyCFunction append, popleft, appendleft; /* of deque */
-    PyObject *states[4];        /* of a delivery: LINED, PENDING, RUNNING, SETTLED */
+    PyObject *ints[INTS];       /* from 0 on */
     PyObject *ident; /* of the thread that was the last to ask, and the same as a number */
     unsigned long whose;
+    PyObject *cell;    /* what a mailbox is running, while nobody else runs its inline handler; NULL while that is used */
     PyObject *mapping; /* the type of what contexts hold, or NULL */
+    Offset mapping_at; /* where they hold it; 0: not known */
     PyObject *raised;  /* within a collection, by a signal handler; or NULL */
     NAMES(OBJECT)
     Clock clocks[CLOCKS];
@@ -126,7 +138,6 @@ typedef struct {
     Py_ssize_t eagers;
 } State;
 
-enum { LINED, PENDING, RUNNING, SETTLED };
 enum { DELIVERED = 0, DROPPED = 4 }; /* as mailbox.COUNTER has them */
 
 #define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))

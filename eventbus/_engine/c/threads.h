@@ -20,7 +20,7 @@ flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, P
     put_again(delivery, s->d.actor, SLOT(worker, s->worker.actor));
     for (;;) {
         PyObject *receipt = SLOT(delivery, s->d.receipt);
-        if (receipt == Py_None || SLOT(delivery, s->d.state) != s->states[RUNNING] || is_none(receipt, s->r._context)) {
+        if (receipt == Py_None || SLOT(delivery, s->d.state) != s->ints[RUNNING] || is_none(receipt, s->r._context)) {
             result = delivery;
             delivery = NULL;
             break;

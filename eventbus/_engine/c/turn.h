@@ -28,7 +28,7 @@ forget(Settling *settling)
 
 /* Whether settling a delivery concerns nobody but itself and its receipt, and if so what that needs. In a section; what
    is made is to be forgotten if it is not used. */
-static int
+static INLINED int
 can_settle(State *s, PyObject *engine, PyObject *delivery, PyObject *receipt, PyObject *box, int outcome, Settling *settling)
 {
     PyObject *epoch = SLOT(delivery, s->d.epoch), *counts = SLOT(box, s->b.counts);
@@ -41,10 +41,10 @@ can_settle(State *s, PyObject *engine, PyObject *delivery, PyObject *receipt, Py
         return 0;
     PyObject *total = PyList_GET_ITEM(counts, outcome);
     settling->standing = is_true(box, s->b.observer) ? s->r._observers : s->r._left;
-    settling->left = changed(receipt, settling->standing, -1);
-    settling->count = next_count(total, PyLong_AsSsize_t(total), 1);
+    settling->left = changed(s, receipt, settling->standing, -1);
+    settling->count = next_count(s, total, 1);
     if (epoch != Py_None)
-        settling->open = changed(epoch, s->p.open, -1);
+        settling->open = changed(s, epoch, s->p.open, -1);
     if (settling->left != NULL && settling->count != NULL && (epoch == Py_None || settling->open != NULL))
         return 1;
     PyErr_Clear();
@@ -52,7 +52,7 @@ can_settle(State *s, PyObject *engine, PyObject *delivery, PyObject *receipt, Py
 }
 
 /* Settle it, in the same section; cannot fail. */
-static void
+static INLINED void
 settle(State *s, PyObject *delivery, PyObject *receipt, PyObject *box, int outcome, PyObject *status, PyObject *value,
        PyObject *took, Settling *settling)
 {
@@ -60,15 +60,16 @@ settle(State *s, PyObject *delivery, PyObject *receipt, PyObject *box, int outco
     put_again(delivery, s->d.value, value);
     put_again(delivery, s->d.error, Py_None);
     put_again(delivery, s->d.duration, took);
-    put_again(delivery, s->d.info, SLOT(box, s->b.info));
-    put_again(delivery, s->d.state, s->states[SETTLED]);
+    if (SLOT(delivery, s->d.info) != SLOT(box, s->b.info))
+        put_again(delivery, s->d.info, SLOT(box, s->b.info));
+    put_state(delivery, s->d.state, s->ints[SETTLED]);
     put_in(&PyList_GET_ITEM(SLOT(box, s->b.counts), outcome), settling->count, 1);
     if (settling->open != NULL) {
         put_count(SLOT(delivery, s->d.epoch), s->p.open, settling->open, -1);
         put_again(delivery, s->d.epoch, Py_None);
     }
     put_count(receipt, settling->standing, settling->left, -1);
-    if (SLOT(receipt, s->r._left) == s->zero && SLOT(receipt, s->r._observers) == s->zero) {
+    if (SLOT(receipt, s->r._left) == s->ints[0] && SLOT(receipt, s->r._observers) == s->ints[0]) {
         settling->payload = SLOT(receipt, s->r._payload);
         settling->context = SLOT(receipt, s->r._context);
         settling->event = SLOT(receipt, s->r._event);
@@ -80,38 +81,40 @@ settle(State *s, PyObject *delivery, PyObject *receipt, PyObject *box, int outco
     put_again(delivery, s->d.seq, SLOT(receipt, s->r._seq));
     put_again(delivery, s->d.uid, SLOT(receipt, s->r._uid));
     put_again(delivery, s->d.lineage, SLOT(receipt, s->r._lineage));
-    put_again(delivery, s->d.worker, Py_None);
-    put_again(delivery, s->d.actor, Py_None);
-    settling->outer = SLOT(delivery, s->d.outer);
-    SLOT(delivery, s->d.outer) = Py_NewRef(Py_None);
+    put_none(delivery, s->d.worker);
+    put_none(delivery, s->d.actor);
+    if (SLOT(delivery, s->d.outer) != Py_None) {
+        settling->outer = SLOT(delivery, s->d.outer);
+        SLOT(delivery, s->d.outer) = Py_NewRef(Py_None);
+    }
     put_again(delivery, s->d.receipt, Py_None);
     put_again(delivery, s->d.box, Py_None);
 }
 
 /* After the section. */
-static void
+static INLINED void
 after_settling(State *s, PyObject *delivery, PyObject *receipt, PyObject *value, Settling *settling)
 {
     if (!is_atomic(value))
         track_both(s, delivery, receipt);
     else if ((PyObject *)Py_TYPE(receipt) != s->Receipt)
         track_one(receipt);
-    Py_XDECREF(settling->payload);
-    Py_XDECREF(settling->context);
-    Py_XDECREF(settling->event);
-    Py_XDECREF(settling->outer);
+    drop(settling->payload);
+    drop(settling->context);
+    drop(settling->event);
+    drop(settling->outer);
 }
 
 /* turn.turn(): settle as delivered, and claim the next if there may be more.
    Gives a new reference: that, or None; NULL, without an exception, is REFUSED. Whoever calls it holds the delivery, the
    receipt and the mailbox. */
-static PyObject *
+static INLINED PyObject *
 turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *delivery, PyObject *receipt,
      PyObject *box, PyObject *value, PyObject *took, int more)
 {
     if (!is_true(box, s->b.flows) || SLOT(box, s->b.executor) != SLOT(worker, w->executor) ||
-        SLOT(delivery, s->d.state) != s->states[RUNNING] || SLOT(worker, w->blocked) != Py_False ||
-        PyFloat_AsDouble(SLOT(receipt, s->r._mark)) != 0.0)
+        SLOT(delivery, s->d.state) != s->ints[RUNNING] || SLOT(worker, w->blocked) != Py_False ||
+        !is_no_time(receipt, s->r._mark))
         return NULL;
     PyObject *pending = SLOT(box, s->b.pending);
     PyObject *following = NULL, *held = NULL, *claims = NULL;
@@ -120,12 +123,12 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     if (!can_settle(s, engine, delivery, receipt, box, DELIVERED, &settling))
         goto refused;
     if (more) {
-        held = changed(box, s->b.held, -1);
-        claims = changed(worker, w->claims, 1);
+        held = changed(s, box, s->b.held, -1);
+        claims = changed(s, worker, w->claims, 1);
         following = held == NULL || claims == NULL ? NULL : s->popleft(pending, NULL);
         if (following == NULL)
             goto refused;
-        if (SLOT(following, s->d.state) != s->states[PENDING]) {
+        if (SLOT(following, s->d.state) != s->ints[PENDING]) {
             Py_XDECREF(s->appendleft(pending, following)); /* there is room where it was */
             Py_CLEAR(following);
             Py_CLEAR(held);
@@ -149,7 +152,7 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     if (following != NULL) {
         PyObject *cell = SLOT(worker, w->cell);
         put_count(box, s->b.held, held, -1);
-        put_again(following, s->d.state, s->states[RUNNING]);
+        put_state(following, s->d.state, s->ints[RUNNING]);
         put_again(following, s->d.worker, worker);
         put_again(following, s->d.actor, SLOT(worker, w->actor));
         PyList_SetItem(cell, 0, Py_NewRef(following));
@@ -159,7 +162,7 @@ turn(State *s, WorkerOffsets *w, PyObject *engine, PyObject *worker, PyObject *d
     }
     else {
         put(box, s->b.running, PyTuple_New(0)); /* the one empty tuple there is */
-        put_again(worker, w->delivery, Py_None);
+        put_none(worker, w->delivery);
     }
     /* End of section. */
     after_settling(s, delivery, receipt, value, &settling);
@@ -191,9 +194,9 @@ drop_oldest(State *s, PyObject *engine, PyObject *box, PyObject *delivery)
     }
     PyObject *receipt = Py_NewRef(SLOT(oldest, s->d.receipt));
     Settling settling = {0};
-    if (receipt != Py_None && SLOT(oldest, s->d.state) == s->states[PENDING] && is_none(oldest, s->d.deadline) &&
+    if (receipt != Py_None && SLOT(oldest, s->d.state) == s->ints[PENDING] && is_none(oldest, s->d.deadline) &&
         can_settle(s, engine, oldest, receipt, box, DROPPED, &settling) &&
-        (given = changed(box, s->b.deliveries, 1)) != NULL && (nothing = s->append(pending, delivery)) != NULL) {
+        (given = changed(s, box, s->b.deliveries, 1)) != NULL && (nothing = s->append(pending, delivery)) != NULL) {
         Py_XDECREF(s->popleft(pending, NULL)); /* it has one at least */
         put_count(box, s->b.deliveries, given, 1);
         settle(s, oldest, receipt, box, DROPPED, s->dropped, Py_None, s->no_time, &settling);
@@ -212,11 +215,11 @@ drop_oldest(State *s, PyObject *engine, PyObject *box, PyObject *delivery)
 }
 
 /* What a handler is called with; NULL with an exception if that cannot be had. */
-static PyObject *
+static INLINED PyObject *
 argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyObject *convert, int takes_event)
 {
     PyObject *value = takes_event ? PyObject_CallMethodNoArgs(receipt, s->n_as_event) : Py_NewRef(payload);
-    if (value != NULL && SLOT(delivery, s->d.state) == s->states[SETTLED]) {
+    if (value != NULL && SLOT(delivery, s->d.state) == s->ints[SETTLED]) {
         /* The payload may have been gone; settling comes before letting go of it. */
         PyErr_SetNone(s->too_late);
         Py_CLEAR(value);
@@ -245,21 +248,21 @@ claim(State *s, WorkerOffsets *w, PyObject *executor, PyObject *worker)
     if (!is_true(box, s->b.flows) || SLOT(box, s->b.executor) != executor || !is_a(pending, s->deque) ||
         length(s, pending) == 0 || length(s, SLOT(box, s->b.running)) != 0)
         goto refused;
-    held = changed(box, s->b.held, -1);
-    claims = changed(worker, w->claims, 1);
+    held = changed(s, box, s->b.held, -1);
+    claims = changed(s, worker, w->claims, 1);
     if (held == NULL || claims == NULL)
         goto refused;
     delivery = s->popleft(pending, NULL);
     if (delivery == NULL)
         goto refused;
-    if (SLOT(delivery, s->d.state) != s->states[PENDING]) {
+    if (SLOT(delivery, s->d.state) != s->ints[PENDING]) {
         Py_XDECREF(s->appendleft(pending, delivery));
         Py_CLEAR(delivery);
         goto refused;
     }
     put_again(box, s->b.queued, Py_False);
     put_count(box, s->b.held, held, -1);
-    put_again(delivery, s->d.state, s->states[RUNNING]);
+    put_state(delivery, s->d.state, s->ints[RUNNING]);
     put_again(delivery, s->d.worker, worker);
     PyList_SetItem(cell, 0, Py_NewRef(delivery));
     put_again(box, s->b.running, cell);

@@ -6,23 +6,57 @@ is_a(PyObject *object, PyObject *type) /* and no subclass */
     return (PyObject *)Py_TYPE(object) == type;
 }
 
+/* Py_XDECREF(), where it counts. */
+static INLINED void
+drop(PyObject *object)
+{
+    if (object != NULL)
+        Py_DECREF(object);
+}
+
 /* Put a value (a new reference) in the place of another, which is no object of a user's. */
-static inline void
+static INLINED void
 put(PyObject *object, Offset offset, PyObject *value)
 {
     PyObject *old = SLOT(object, offset);
     SLOT(object, offset) = value;
-    Py_XDECREF(old);
+    drop(old);
 }
 
-static inline void
+static INLINED void
 put_again(PyObject *object, Offset offset, PyObject *value)
 {
     put(object, offset, Py_NewRef(value));
 }
 
+/* Of objects that never end, on Pythons that have such: None, the states of deliveries. */
+#if PY_VERSION_HEX >= 0x030C0000
+#define CONSTANT(value) (value)
+#else
+#define CONSTANT(value) Py_NewRef(value)
+#endif
+
+/* The same where the old value is None as a rule. */
+static INLINED void
+put_none(PyObject *object, Offset offset)
+{
+    if (SLOT(object, offset) != Py_None)
+        put_again(object, offset, Py_None);
+}
+
+/* A delivery's state in the place of another. */
+static INLINED void
+put_state(PyObject *delivery, Offset offset, PyObject *state)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    SLOT(delivery, offset) = state;
+#else
+    put_again(delivery, offset, state);
+#endif
+}
+
 /* An int as it is in memory, if one digit says all of it and it is not negative; else NULL. */
-static inline digit *
+static INLINED digit *
 only_digit(PyObject *value)
 {
 #if PY_VERSION_HEX >= 0x030C0000
@@ -34,11 +68,10 @@ only_digit(PyObject *value)
 #endif
 }
 
-/* An attribute that is a small int; -1 if it is none, or too large: a bound of a mailbox can be any number. */
-static inline Py_ssize_t
-number(PyObject *object, Offset offset)
+/* A small int; -1 if it is none, or too large: a bound of a mailbox can be any number. */
+static INLINED Py_ssize_t
+small(PyObject *value)
 {
-    PyObject *value = SLOT(object, offset);
     if (value == NULL || !PyLong_CheckExact(value))
         return -1;
     digit *only = only_digit(value);
@@ -50,12 +83,18 @@ number(PyObject *object, Offset offset)
     return found;
 }
 
+static INLINED Py_ssize_t
+number(PyObject *object, Offset offset)
+{
+    return small(SLOT(object, offset));
+}
+
 /* Ints up to here may be everybody's. */
 #define SHARED 1024
 
 /* A counter that nobody else has a reference to can be counted up and down where it is, which spares a burst much of what
    it would allocate. */
-static inline int
+static INLINED int
 is_own(PyObject *value, Py_ssize_t by)
 {
     digit *only = Py_REFCNT(value) == 1 && PyLong_CheckExact(value) ? only_digit(value) : NULL;
@@ -65,32 +104,35 @@ is_own(PyObject *value, Py_ssize_t by)
 
 /* What a counter will be, for put_count(); NULL if there is no memory, or it is none. If it can be counted where it is,
    that is itself, not counted yet. */
-static inline PyObject *
-next_count(PyObject *value, Py_ssize_t old, Py_ssize_t by)
+static INLINED PyObject *
+next_count(State *s, PyObject *value, Py_ssize_t by)
 {
     if (value != NULL && is_own(value, by))
         return Py_NewRef(value);
-    return old < 0 || old == PY_SSIZE_T_MAX ? NULL : PyLong_FromSsize_t(old + by);
+    Py_ssize_t old = small(value), new = old + by;
+    if (old < 0 || old == PY_SSIZE_T_MAX)
+        return NULL;
+    return new >= 0 && new < INTS ? Py_NewRef(s->ints[new]) : PyLong_FromSsize_t(new);
 }
 
-static inline PyObject *
-changed(PyObject *object, Offset offset, Py_ssize_t by)
+static INLINED PyObject *
+changed(State *s, PyObject *object, Offset offset, Py_ssize_t by)
 {
-    return next_count(SLOT(object, offset), number(object, offset), by);
+    return next_count(s, SLOT(object, offset), by);
 }
 
 /* Count, at the place of the counter: cannot fail. Steals the value that changed() has given for this. */
-static inline void
+static INLINED void
 put_in(PyObject **place, PyObject *value, Py_ssize_t by)
 {
     PyObject *old = *place;
     if (old == value)
         *only_digit(value) += by;
     *place = value;
-    Py_XDECREF(old);
+    drop(old);
 }
 
-static inline void
+static INLINED void
 put_count(PyObject *object, Offset offset, PyObject *value, Py_ssize_t by)
 {
     put_in(&SLOT(object, offset), value, by);
@@ -107,20 +149,28 @@ put_time(PyObject *object, Offset offset, double seconds)
         PyErr_Clear();
 }
 
-static inline int
+static INLINED int
 is_true(PyObject *object, Offset offset)
 {
     return SLOT(object, offset) == Py_True;
 }
 
-static inline int
+static INLINED int
 is_none(PyObject *object, Offset offset)
 {
     return SLOT(object, offset) == Py_None;
 }
 
+/* Whether an attribute is the float 0.0. */
+static INLINED int
+is_no_time(PyObject *object, Offset offset)
+{
+    PyObject *value = SLOT(object, offset);
+    return PyFloat_CheckExact(value) && PyFloat_AS_DOUBLE(value) == 0.0;
+}
+
 /* How long a tuple, list, dict or deque is. */
-static inline Py_ssize_t
+static INLINED Py_ssize_t
 length(State *s, PyObject *container)
 {
     if (PyTuple_CheckExact(container) || PyList_CheckExact(container) || is_a(container, s->deque))
