@@ -1,12 +1,12 @@
 """What is told about deliveries: outcomes, errors, statistics, the report of a close. Frozen dataclasses.
 
-What they are made, compared, hashed and shown by is written once, in :class:`Record`: generated for each, it took most
-of what importing this module did.
+What they are made, compared, hashed and shown by is written once, in :class:`Record`, and what ``dataclasses`` tells of
+them is made when somebody asks: generated for each, they took most of what importing this module did.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
+from dataclasses import MISSING, FrozenInstanceError, field, fields, make_dataclass, replace
 from enum import StrEnum
 from inspect import Parameter, Signature
 from reprlib import recursive_repr
@@ -59,12 +59,35 @@ class _Signature:
         )
 
 
+class _Told:
+    """What ``dataclasses`` knows of a record by this name."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, record: object, kind: type[Record]) -> Any:
+        # The record may be of a user's class that derives from one of these.
+        home: Any = next(each for each in kind.__mro__ if "_defaults" in vars(each))
+        defaults: Mapping[str, Any] | None = home._defaults
+        if defaults is None:
+            raise AttributeError(f"{kind.__name__} is no dataclass")
+        known: list[tuple[str, Any, Any]] = [
+            (name, text, field(default=defaults.get(name, MISSING))) for name, text in home.__annotations__.items()
+        ]
+        told = getattr(make_dataclass(home.__name__, known, frozen=True), self._name)
+        setattr(home, self._name, told)  # by whoever comes first; they are all alike
+        return told
+
+
 class Record:
     """What the dataclasses of this module share: they are frozen, equal by value, and shown with each field's name."""
 
     __slots__ = ()
-    __match_args__: ClassVar[tuple[str, ...]] = ()  # a dataclass has its fields here
+    __match_args__: ClassVar[tuple[str, ...]] = ()  # the fields
+    _defaults: ClassVar[Mapping[str, Any] | None] = None  # of those that have one
     __signature__ = _Signature()
+    __dataclass_fields__ = _Told()
+    __dataclass_params__ = _Told()
 
     def __init__(self, *values: Any, **named: Any) -> None:
         if named or len(values) != len(self.__match_args__):
@@ -82,6 +105,10 @@ class Record:
 
     def __delattr__(self, name: str) -> None:
         raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __replace__(self, **changes: Any) -> Any:
+        itself: Any = self
+        return replace(itself, **changes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._values()
@@ -118,9 +145,19 @@ T = TypeVar("T", bound=type[Record])
 
 @dataclass_transform(frozen_default=True)
 def _record(kind: T) -> T:
-    """A frozen dataclass whose methods are those of Record."""
-    made: Any = dataclass(slots=True, init=False, repr=False, eq=False)(kind)
-    made.__dataclass_params__.frozen = True
+    """A frozen dataclass with slots whose methods are those of Record."""
+    has = dict(vars(kind))
+    names = tuple(kind.__annotations__)
+    made: Any = type(
+        kind.__name__,
+        kind.__bases__,
+        {
+            **{name: value for name, value in has.items() if name not in names},
+            "__slots__": names,
+            "__match_args__": names,
+            "_defaults": {name: has[name] for name in names if name in has},
+        },
+    )
     return made  # type: ignore[no-any-return]
 
 
@@ -194,6 +231,9 @@ class Latency(Figures):
     max: float = 0.0
 
 
+NO_SAMPLES = Latency(0, 0.0, 0.0, 0.0)
+
+
 @_record
 class SubscriptionStats(Figures):
     """Exact counts: at every quiet moment ``deliveries`` is the sum of the six outcomes, ``pending`` and ``running``.
@@ -216,8 +256,8 @@ class SubscriptionStats(Figures):
     cancelled: int = 0
     dropped: int = 0
     rejected: int = 0
-    wait: Latency = Latency()
-    run: Latency = Latency()
+    wait: Latency = NO_SAMPLES
+    run: Latency = NO_SAMPLES
 
 
 def summary(sums: Sequence[int], pending: int, running: int, wait: Latency, run: Latency) -> SubscriptionStats:

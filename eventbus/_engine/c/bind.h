@@ -135,7 +135,7 @@ bind(PyObject *module, PyObject *names)
     }
     end_quickly(s->Delivery, end_spare);
     end_quickly(s->Receipt, end_object);
-    keep_spares(s->Delivery);
+    keep_spares(s->Delivery, s->d.duration);
     s->bound = s->on = 1;
     Py_RETURN_NONE;
 }

@@ -145,7 +145,7 @@ set_current(State *s, Own *own, PyObject *delivery, int by_holder)
 }
 
 /* After a handler: whether the context is as it was, and whether its holder can be used once more. */
-static int
+static INLINED int
 is_unchanged(State *s, Own *own, PyObject *context)
 {
     int unchanged = own->mapping != NULL && mapping_of(s, context) == own->mapping;
@@ -158,9 +158,9 @@ is_unchanged(State *s, Own *own, PyObject *context)
 /* In this thread's context, make a delivery the current one by the holder that stands there, if nothing was set and
    nobody has copied it since; tells whether that is done. */
 static inline int
-hold(State *s, Own *own, PyObject *delivery)
+hold(State *s, Own *own, PyThreadState *thread, PyObject *delivery)
 {
-    int held = own->holder != NULL && is_unchanged(s, own, PyThreadState_Get()->context) && own->holder != NULL;
+    int held = own->holder != NULL && is_unchanged(s, own, thread->context) && own->holder != NULL;
     if (held)
         put_again(own->holder, s->h.delivery, delivery);
     return held;
@@ -168,9 +168,9 @@ hold(State *s, Own *own, PyObject *delivery)
 
 /* Have hold() look at a holder that was left in this thread's context with None in it. */
 static void
-adopt(State *s, Own *own, PyObject **holder)
+adopt(State *s, Own *own, PyThreadState *thread, PyObject **holder)
 {
-    PyObject *context = PyThreadState_Get()->context;
+    PyObject *context = thread->context;
     if (context == NULL || !is_a(*holder, s->Holder) || SLOT(*holder, s->h.delivery) != Py_None)
         return;
     PyObject *mapping = mapping_of(s, context);

@@ -16,7 +16,8 @@ is_ident(PyObject *actor, unsigned long ident)
 /* One handler of inline.run_inline(). Gives the exception that is to pass, with a new reference, or None; NULL is an
    exception that is no handler's. */
 static PyObject *
-run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObject *cell, Own *own, double *started)
+run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObject *cell, Own *own,
+        PyThreadState *thread, double *started)
 {
     PyObject *box = Py_NewRef(SLOT(delivery, s->d.box));
     if (box == Py_None)
@@ -53,12 +54,12 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
             goto finally;
     }
     /* In the thread's context, which is the emitter's own. */
-    if (hold(s, own, delivery) || set_current(s, own, delivery, 1) == 0) {
+    if (hold(s, own, thread, delivery) || set_current(s, own, delivery, 1) == 0) {
         PyObject *spec = Py_NewRef(SLOT(box, s->b.spec));
         PyObject *given = argument(s, delivery, receipt, SLOT(receipt, s->r._payload), SLOT(spec, s->s.convert),
                                    is_true(spec, s->s.takes_event));
         if (given != NULL) {
-            value = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
+            value = call_one(SLOT(spec, s->s.function), given);
             Py_DECREF(given);
         }
         Py_DECREF(spec);
@@ -66,7 +67,7 @@ run_one(State *s, PyObject *engine, PyObject *receipt, PyObject *delivery, PyObj
     if (value == NULL)
         error = take_error();
     double now = read_clock(s, MONOTONIC);
-    took = failed_at(now) ? NULL : PyFloat_FromDouble(now - *started);
+    took = failed_at(now) ? NULL : seconds(s, delivery, now - *started);
     if (took == NULL) {
         PyErr_Clear();
         took = Py_NewRef(s->no_time);
@@ -116,14 +117,15 @@ static int
 run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, PyObject **before)
 {
     Own own = {NULL, NULL, NULL, NULL, 0};
+    PyThreadState *thread = PyThreadState_Get();
     PyObject *passing = Py_NewRef(Py_None);
     PyObject *cell = s->cell != NULL ? s->cell : PyList_New(1);
     s->cell = NULL;
-    adopt(s, &own, before);
+    adopt(s, &own, thread, before);
     double started = read_clock(s, MONOTONIC);
     int failed = cell == NULL || failed_at(started);
     for (Py_ssize_t index = 0; !failed && index < PyTuple_GET_SIZE(deliveries); index++) {
-        PyObject *ended = run_one(s, engine, receipt, PyTuple_GET_ITEM(deliveries, index), cell, &own, &started);
+        PyObject *ended = run_one(s, engine, receipt, PyTuple_GET_ITEM(deliveries, index), cell, &own, thread, &started);
         failed = ended == NULL;
         if (!failed && passing == Py_None)
             Py_SETREF(passing, Py_NewRef(ended));
@@ -132,7 +134,7 @@ run_inline(State *s, PyObject *engine, PyObject *receipt, PyObject *deliveries, 
     if (!failed)
         leave(s, engine, deliveries);
     PyObject *error = failed ? take_error() : NULL;
-    if (!hold(s, &own, Py_None)) {
+    if (!hold(s, &own, thread, Py_None)) {
         PyObject *token = PyContextVar_Set(s->current, Py_None);
         if (token == NULL) { /* without memory this thread would stay the child of a handler that has ended: once more */
             PyErr_Clear();

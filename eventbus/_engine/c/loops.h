@@ -34,7 +34,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
             PyObject *given =
                 argument(s, delivery, receipt, payload, SLOT(spec, s->s.convert), is_true(spec, s->s.takes_event));
             if (given != NULL) {
-                made = PyObject_CallOneArg(SLOT(spec, s->s.function), given);
+                made = call_one(SLOT(spec, s->s.function), given);
                 Py_DECREF(given);
             }
             if (made != NULL && !PyCoro_CheckExact(made)) {
@@ -68,7 +68,7 @@ drain_slot(State *s, PyObject *slot, PyObject *delivery, double until) /* steals
         }
         else if (sent == PYGEN_RETURN && number(slot, s->sl.ours) == 0 && SLOT(slot, s->sl.expired) == Py_False) {
             PyObject *cancelling = PyObject_CallMethodNoArgs(task, s->n_cancelling);
-            if (cancelling == s->ints[0] && (now = PyFloat_FromDouble(instant - started)) != NULL)
+            if (cancelling == s->ints[0] && (now = seconds(s, delivery, instant - started)) != NULL)
                 following = turn(s, &s->slot, engine, slot, delivery, receipt, box, value, now, instant < until);
             PyErr_Clear();
             Py_XDECREF(cancelling);

@@ -2,14 +2,15 @@
 
 /* Deliveries that have ended and are used again: most end before the next is made. Under the GIL of the interpreter whose
    class it is; one interpreter has them. */
-enum { SPARES = 64 };
+enum { SPARES = 256 };
 static struct {
     PyTypeObject *type; /* borrowed; NULL: nobody's */
     int count;
-    PyObject *objects[SPARES]; /* all slots empty, not tracked */
+    PyObject *objects[SPARES]; /* not tracked; all slots empty but for its duration, a float that is nobody else's or NULL */
+    Offset duration;
 } spares;
 
-/* An object of a class of the core, all slots empty, not tracked yet. */
+/* An object of a class of the core, not tracked yet; its slots are empty, or see above. */
 static inline PyObject *
 allocate(PyTypeObject *type)
 {
@@ -65,12 +66,24 @@ static void
 end_spare(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);
+    PyObject *kept = NULL;
     PyObject_GC_UnTrack(object);
+    if (type == spares.type) {
+        kept = SLOT(object, spares.duration);
+        if (kept != NULL && PyFloat_CheckExact(kept) && Py_REFCNT(kept) == 1)
+            SLOT(object, spares.duration) = NULL;
+        else
+            kept = NULL;
+    }
     end_slots(object, type);
-    if (type == spares.type && spares.count < SPARES)
+    if (type == spares.type && spares.count < SPARES) {
+        SLOT(object, spares.duration) = kept;
         spares.objects[spares.count++] = object;
-    else
+    }
+    else {
+        drop(kept);
         type->tp_free(object);
+    }
     Py_DECREF(type);
 }
 
@@ -89,10 +102,12 @@ end_quickly(PyObject *class, destructor end)
 
 /* Keep what has ended of this class. */
 static void
-keep_spares(PyObject *class)
+keep_spares(PyObject *class, Offset duration)
 {
-    if (spares.type == NULL && ((PyTypeObject *)class)->tp_dealloc == end_spare)
+    if (spares.type == NULL && ((PyTypeObject *)class)->tp_dealloc == end_spare) {
         spares.type = (PyTypeObject *)class;
+        spares.duration = duration;
+    }
 }
 
 static void
@@ -100,7 +115,10 @@ leave_spares(PyObject *class)
 {
     if (class != NULL && spares.type == (PyTypeObject *)class) {
         spares.type = NULL;
-        while (spares.count > 0)
-            PyObject_GC_Del(spares.objects[--spares.count]);
+        while (spares.count > 0) {
+            PyObject *spare = spares.objects[--spares.count];
+            drop(SLOT(spare, spares.duration));
+            PyObject_GC_Del(spare);
+        }
     }
 }

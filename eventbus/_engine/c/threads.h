@@ -31,7 +31,7 @@ flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, P
         if (enter_context(s, &own, emitters, delivery) == 0) {
             PyObject *given = argument(s, delivery, receipt, payload, convert, takes_event);
             if (given != NULL) {
-                value = PyObject_CallOneArg(function, given);
+                value = call_one(function, given);
                 Py_DECREF(given);
             }
             if (value == NULL)
@@ -43,7 +43,7 @@ flow_through(State *s, PyObject *engine, PyObject *worker, PyObject *delivery, P
         Py_DECREF(emitters);
         Py_DECREF(payload);
         double now = read_clock(s, MONOTONIC);
-        PyObject *took = failed_at(now) ? NULL : PyFloat_FromDouble(now - started);
+        PyObject *took = failed_at(now) ? NULL : seconds(s, delivery, now - started);
         if (took == NULL) {
             PyErr_Clear();
             took = Py_NewRef(s->no_time);

@@ -214,6 +214,28 @@ drop_oldest(State *s, PyObject *engine, PyObject *box, PyObject *delivery)
     return nothing != NULL;
 }
 
+/* How long a handler took, as a float (a new reference): what its delivery has from an earlier use, if it can be had. */
+static INLINED PyObject *
+seconds(State *s, PyObject *delivery, double took)
+{
+    PyObject *kept = SLOT(delivery, s->d.duration);
+    if (kept == NULL || SLOT(delivery, s->d.state) != s->ints[RUNNING] || !PyFloat_CheckExact(kept) ||
+        Py_REFCNT(kept) != 1)
+        return PyFloat_FromDouble(took);
+    ((PyFloatObject *)kept)->ob_fval = took;
+    return Py_NewRef(kept);
+}
+
+/* Call a handler; PyObject_CallOneArg() finds out each time what it is. */
+static INLINED PyObject *
+call_one(PyObject *function, PyObject *given)
+{
+    PyObject *arguments[2] = {NULL, given};
+    if (Py_IS_TYPE(function, &PyFunction_Type))
+        return ((PyFunctionObject *)function)->vectorcall(function, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    return PyObject_CallOneArg(function, given);
+}
+
 /* What a handler is called with; NULL with an exception if that cannot be had. */
 static INLINED PyObject *
 argument(State *s, PyObject *delivery, PyObject *receipt, PyObject *payload, PyObject *convert, int takes_event)
