@@ -74,7 +74,8 @@ class _Told:
         known: list[tuple[str, Any, Any]] = [
             (name, text, field(default=defaults.get(name, MISSING))) for name, text in home.__annotations__.items()
         ]
-        told = getattr(make_dataclass(home.__name__, known, frozen=True), self._name)
+        made = make_dataclass(home.__name__, known, frozen=True, init=False, repr=False, eq=False)
+        told = getattr(made, self._name)
         setattr(home, self._name, told)  # by whoever comes first; they are all alike
         return told
 
@@ -84,7 +85,7 @@ class Record:
 
     __slots__ = ()
     __match_args__: ClassVar[tuple[str, ...]] = ()  # the fields
-    _defaults: ClassVar[Mapping[str, Any] | None] = None  # of those that have one
+    _defaults: ClassVar[Any] = None  # those of the fields that have one, by name
     __signature__ = _Signature()
     __dataclass_fields__ = _Told()
     __dataclass_params__ = _Told()

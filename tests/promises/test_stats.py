@@ -11,6 +11,7 @@ import pickle
 import random
 import sys
 import threading
+import typing
 import weakref
 from typing import Any
 
@@ -25,6 +26,7 @@ from eventbus import (
     HandlerError,
     Latency,
     Outcome,
+    PoolStats,
     Receipt,
     Status,
     SubscriptionStats,
@@ -259,6 +261,13 @@ def test_records_are_frozen_dataclasses_with_the_contracts_fields(record: Any) -
     }[record]
     assert [each.name for each in dataclasses.fields(record)] == wanted
     assert record.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("record", [Outcome, SubscriptionStats, Latency, CloseReport, PoolStats])
+def test_tools_can_read_the_types_of_a_records_fields(record: type) -> None:
+    """What they are is imported where the records are, but for what only an import of more would bring."""
+    hints = typing.get_type_hints(record)
+    assert all(each.name in hints for each in dataclasses.fields(record))
 
 
 @pytest.mark.parametrize(

@@ -104,21 +104,31 @@ end_quickly(PyObject *class, destructor end)
 static void
 keep_spares(PyObject *class, Offset duration)
 {
-    if (spares.type == NULL && ((PyTypeObject *)class)->tp_dealloc == end_spare) {
-        spares.type = (PyTypeObject *)class;
+    PyTypeObject *type = (PyTypeObject *)class;
+    if (type->tp_dealloc != end_spare)
+        return;
+    /* Others, each with a GIL of its own, may be about to. */
+#if defined(__GNUC__)
+    PyTypeObject *nobodys = NULL;
+    int is_ours = __atomic_compare_exchange_n(&spares.type, &nobodys, type, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+#elif defined(_MSC_VER)
+    int is_ours = _InterlockedCompareExchangePointer((void *volatile *)&spares.type, type, NULL) == NULL;
+#else
+    int is_ours = spares.type == NULL && (spares.type = type) != NULL;
+#endif
+    if (is_ours)
         spares.duration = duration;
-    }
 }
 
 static void
 leave_spares(PyObject *class)
 {
     if (class != NULL && spares.type == (PyTypeObject *)class) {
-        spares.type = NULL;
         while (spares.count > 0) {
             PyObject *spare = spares.objects[--spares.count];
             drop(SLOT(spare, spares.duration));
             PyObject_GC_Del(spare);
         }
+        spares.type = NULL; /* from here on it may be another interpreter's */
     }
 }
