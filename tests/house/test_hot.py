@@ -1016,7 +1016,7 @@ def test_a_context_copied_in_an_inline_handler_keeps_its_own_delivery(
             for _ in range(5):
                 bus.emit("topic")
             deliveries = [each.run(held) for each in copies]
-            assert current.get() is None
+            assert held() is None
             assert len(copies) == len({id(each) for each in deliveries}) == 20
 
     contextvars.copy_context().run(run)
