@@ -74,7 +74,9 @@ T = TypeVar("T")
 
 _REMEDY = "; use it before it is closed, or make another bus"
 LOOP_SECONDS = 0.5  # between looks at the loops, for one that was closed, while somebody waits
-SAMPLE_SECONDS = 0.001  # at most one emit in so long has its latencies measured, and the first of each subscription
+# The latencies of one delivery in so long are measured, on average, and of the first of each subscription: all those of
+# an event, and then none for as many times as long. What is measured takes a step to settle.
+SAMPLE_SECONDS = 0.001
 
 
 class Engine:
@@ -108,6 +110,7 @@ class Engine:
         "propagates",
         "registry",
         "sampled",
+        "sampled_size",
         "seqs",
         "sleepers",
         "state",
@@ -132,7 +135,10 @@ class Engine:
         # Told of errors besides on_error: services watch their own subscriptions this way.
         self.error_watchers: dict[int, Callable[[HandlerError], None]] = {}
         self.emitter = Emitter(self.dispatcher)
-        self.sampled = 0.0  # when latencies were measured last, by the wall clock; written by any thread
+        # When latencies were measured last, by the wall clock, and of how many deliveries. Written by any thread: what
+        # a race costs is a measurement too many, or too few for a moment.
+        self.sampled = 0.0
+        self.sampled_size = 1
         self.max_depth = options.max_depth
         self.propagates = options.propagate_errors
         self.renew()
@@ -181,7 +187,7 @@ class Engine:
         """
         now = primitives.wall_clock()
         receipt = make(self, topic, payload, copy_context(), now, next(self.seqs))
-        if not 0.0 <= now - self.sampled < SAMPLE_SECONDS:  # a race samples twice; a clock that jumps, once more
+        if not 0.0 <= now - self.sampled < SAMPLE_SECONDS * self.sampled_size:  # after a jump of the clock, once more
             self.sampled = now
             receipt._mark = primitives.monotonic()
         if headers is not None:
@@ -223,6 +229,8 @@ class Engine:
         inlining = self.inlining
         epoch = self.epoch if cause is None or cause.epoch is None else cause.epoch
         deliveries = [Delivery(receipt, box, epoch) for box in boxes]
+        if receipt._mark:
+            self.sampled_size = size or 1
         if all_inline:
             place(deliveries)
         counted = deliveries if route.counted == size else [each for each in deliveries if not each.box.observer]
@@ -475,7 +483,9 @@ class Engine:
         counted = route.counted
         size = route.size
         follows = receipt._follows
-        if boxes and not boxes[0].deliveries and not receipt._mark:
+        if receipt._mark:
+            self.sampled_size = size or 1
+        elif boxes and not boxes[0].deliveries:
             receipt._mark = primitives.monotonic()
         delivery: Delivery | None = None
         done = 0

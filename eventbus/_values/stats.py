@@ -217,7 +217,9 @@ class CloseReport(Figures):
 
 @_record
 class Latency(Figures):
-    """A distribution of seconds, sampled: quantiles are exact to about 5 %.
+    """A distribution of seconds: quantiles are exact to about 5 %.
+
+    Sampled: the first delivery of each subscription, and one a millisecond on average, is measured.
 
     Attributes:
         count: How many samples were taken.

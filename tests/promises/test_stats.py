@@ -31,6 +31,7 @@ from eventbus import (
     Status,
     SubscriptionStats,
 )
+from eventbus._engine import primitives
 from eventbus._engine.latency import Histogram
 from eventbus._engine.registry import TOPICS_COUNTED
 
@@ -423,3 +424,42 @@ def test_latencies_are_those_of_the_emits_that_were_sampled(bus: EventBus) -> No
     assert 1 <= stats.wait.count <= 200
     assert 0.0 < stats.wait.max < BOUND
     assert 0.0 < stats.run.max < BOUND
+
+
+def test_the_more_deliveries_an_event_has_the_longer_none_is_measured_after_it(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured takes a step to settle: one delivery a millisecond on average, and each subscription's first."""
+    now = 1e9
+    monkeypatch.setattr(primitives, "wall_clock", lambda: now)
+    many = [bus.on("many", lambda payload: None) for _ in range(4)]
+    one = bus.on("one", lambda payload: None)
+
+    def measured(topic: str) -> list[int]:
+        bus.emit(topic).wait(BOUND)
+        bus.drain(BOUND)
+        counts = [each.stats().wait.count for each in (*many, one)]
+        assert len(set(counts[:4])) == 1
+        return [counts[0], counts[4]]
+
+    assert measured("many") == [1, 0]
+    assert measured("one") == [1, 1]  # its first
+    now += 0.003
+    assert measured("many") == [1, 1]
+    assert measured("one") == [1, 1]
+    now += 0.002
+    assert measured("one") == [1, 2]
+    now += 0.0015
+    assert measured("many") == [2, 2]
+    now += 0.0035
+    assert measured("one") == [2, 2]
+    now += 0.001
+    assert measured("many") == [3, 2]
+    now -= 60.0
+    assert measured("one") == [3, 3]  # a clock that was put back is none to go by
+    assert measured("nobody") == [3, 3]
+    now += 0.0015
+    assert measured("nobody") == [3, 3]  # one that nobody hears takes its turn
+    assert measured("one") == [3, 3]
+    now += 0.0015
+    assert measured("one") == [3, 4]

@@ -48,8 +48,13 @@ make_receipt(State *s, PyTypeObject *type, PyObject *engine, PyObject *topic, Py
     if (context == NULL || timestamp == NULL)
         goto failed;
     double since = now - PyFloat_AsDouble(SLOT(engine, s->e.sampled));
-    if (!(since >= 0.0 && since < s->sample_seconds)) {
+    if (!(since >= 0.0 && since < s->sample_seconds * (double)number(engine, s->e.sampled_size))) {
+        Py_ssize_t size = PyTuple_GET_SIZE(SLOT(route, s->o.boxes));
+        PyObject *sampled = PyLong_FromSsize_t(size == 0 ? 1 : size);
+        if (sampled == NULL)
+            goto failed;
         put_again(engine, s->e.sampled, timestamp);
+        put(engine, s->e.sampled_size, sampled);
         double instant = read_clock(s, MONOTONIC);
         if (failed_at(instant))
             goto failed;

@@ -13,8 +13,8 @@
 #endif
 
 /* The attributes that are used, by class. */
-#define ENGINE(X) X(monitor) X(registry) X(seqs) X(sampled) X(max_depth) X(uid) X(state) X(epoch) X(drains) \
-    X(inlining) X(keen) X(emitter) X(propagates)
+#define ENGINE(X) X(monitor) X(registry) X(seqs) X(sampled) X(sampled_size) X(max_depth) X(uid) X(state) X(epoch) \
+    X(drains) X(inlining) X(keen) X(emitter) X(propagates)
 #define MONITOR(X) X(after) X(busy) X(deferred)
 #define REGISTRY(X) X(routes) X(generation)
 #define ROUTE(X) X(boxes) X(counted) X(generation) X(all_inline) X(reserved) X(swift) X(tally)
