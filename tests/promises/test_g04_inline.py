@@ -19,7 +19,7 @@ from eventbus._engine import engine, hot, inline, primitives
 from eventbus._engine.delivery import RUNNING, running_here
 from eventbus._engine.engine import Engine
 from eventbus._engine.inline import end_inline
-from eventbus._engine.mailbox import DRAINING, Mailbox
+from eventbus._engine.mailbox import DRAINING, ENDED, Mailbox
 from eventbus._engine.turn import turn
 
 
@@ -286,9 +286,123 @@ class Between:
 
 
 @pytest.mark.usefixtures("in_python")
+def test_g3_nor_does_the_second_while_another_thread_is_in_a_step(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which came between the two."""
+    entered, stands_back = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def step() -> None:
+        entered.set()
+        soon(lambda: stands_back.is_set() or order)
+        order.append("step")
+
+    def comes() -> None:
+        team.add(handlers.bus._engine.monitor.run, step)
+        assert entered.wait(BOUND)
+
+    with Team() as team:
+        team.go()
+        monkeypatch.setattr(primitives, "pause", stands_back.set)
+        monkeypatch.setattr(inline, "turn", Between(comes))
+        handlers.emit(lambda: None, lambda: order.append("second"), None)
+    assert order == ["step", "second"]
+
+
+def test_g2_one_whose_cancel_a_signal_handler_broke_does_not_begin_and_those_after_it_do(handlers: Handlers) -> None:
+    """It is about to be mended."""
+    engine, box = handlers.bus._engine, handlers.subscriptions[1]._box
+
+    def as_far_as_it_came() -> None:
+        engine.leftovers[box.id] = box
+        box.state = ENDED
+        box.admits = box.flows = False
+
+    receipt = handlers.emit(lambda: engine.look(as_far_as_it_came), lambda: 2, lambda: 3)
+    assert handlers.began == [0, 2]
+    assert [each.status for each in receipt.outcomes] == [Status.DELIVERED, Status.CANCELLED, Status.DELIVERED]
+    assert not box.running
+    engine.look(lambda: engine._mend_cancel(box))
+    assert len(handlers.bus.handlers("a")) == 2
+
+
+def test_g12_what_interrupts_the_step_that_settles_one_takes_effect_after_it(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, heard = Engine.complete, Log()
+    handlers.bus.on("b", heard, inline=True)
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.setattr(Engine, "complete", complete)
+        handlers.bus.emit("b", "interrupts")
+        complete(*args)
+
+    monkeypatch.setattr(Engine, "complete", interrupted)
+    handlers.emit(object, None, lambda: heard("last"))
+    assert heard.items == ["interrupts", "last"]
+
+
+def test_g12_so_does_what_interrupts_the_step_that_begins_one(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one that runs already, a step begins it."""
+    begin, order = inline._begin, list[Any]()
+    handlers.bus.on("b", order.append, inline=True)
+
+    def interrupted(*args: Any) -> bool:
+        monkeypatch.setattr(inline, "_begin", begin)
+        handlers.bus.emit("b", "interrupts")
+        return begin(*args)
+
+    def nests() -> None:
+        monkeypatch.setattr(inline, "_begin", interrupted)
+        handlers.emit(lambda: order.append("nested"), None, None)
+
+    handlers.emit(nests, None, None)
+    assert order == ["interrupts", "nested"]
+
+
+@pytest.mark.usefixtures("in_python")
+@pytest.mark.parametrize("since", [0, 1])
+def test_g3_where_a_tool_watches_steps_begin_and_settle_them(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch, since: int
+) -> None:
+    """It could tear sections; it may come while a handler runs."""
+    began, ended = list[int](), list[int]()
+    begin_inline, comes = inline.begin_inline, [since == 0]
+    handlers.emit(None, None, None)
+    monkeypatch.setattr(primitives, "tools", lambda: True)
+    monkeypatch.setattr(primitives, "watched", lambda: comes[0])
+
+    def begins(*args: Any) -> bool:
+        began.append(len(handlers.began))
+        return begin_inline(*args)
+
+    def turns(*args: Any) -> Any:
+        ended.append(len(handlers.began))
+        return turn(*args)
+
+    monkeypatch.setattr(inline, "begin_inline", begins)
+    monkeypatch.setattr(inline, "turn", turns)
+    handlers.emit(None, lambda: comes.__setitem__(0, True), None)
+    assert began == [0, 1, 2][2 * since :]
+    assert ended == [1][: 1 * since]
+
+
+@pytest.mark.usefixtures("in_python")
+def test_g3_none_stands_as_pending_when_all_have_run(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sections are none, too."""
+    monkeypatch.setattr(primitives, "SECTIONS", False)
+    handlers.emit(lambda: None, None, None)
+    assert handlers.bus._engine.inlining == []
+    assert handlers.subscriptions[2].stats().pending == 0
+
+
+@pytest.mark.usefixtures("in_python")
 @pytest.mark.parametrize("within", [False, True])
 def test_g8_code_between_two_inline_handlers_cannot_wait_for_the_second(
-    handlers: Handlers, monkeypatch: pytest.MonkeyPatch, within: bool
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch, within: bool, way: str
 ) -> None:
     """A signal handler's: no delivery is running then, but it stands on the stack of the emit."""
     errors: list[DeadlockError] = []
@@ -308,7 +422,10 @@ def test_g8_code_between_two_inline_handlers_cannot_wait_for_the_second(
     else:
         statuses = emits()
     assert statuses == [Status.DELIVERED] * 3
-    assert len(errors) == 1
+    if way == "in sections":  # else the first has not been settled by then, and is part of it
+        (error,) = errors
+        assert len(error.cycle) == 2
+        assert error.cycle[0] == error.cycle[1]
     assert not handlers.subscriptions[1].active
 
 

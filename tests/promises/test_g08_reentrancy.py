@@ -30,6 +30,7 @@ from eventbus import (
     Status,
 )
 from eventbus._engine import primitives, waits
+from eventbus._engine.delivery import running_here
 
 
 def told(call: Callable[[], Any]) -> DeadlockError | None:
@@ -725,6 +726,25 @@ class TestWhatIsNotTheBussToJudge:
             other.on("b", lambda _: soon(lambda: other._engine.sleepers) or "other")
             bus.on("a", lambda _: other.emit("b").wait(BOUND).results()[0], inline=True)
             assert bus.emit("a").wait(BOUND).results() == ["other"]
+
+    def test_g8_a_wait_for_another_bus_stands_in_neither_wait_graph(self, bus: EventBus) -> None:
+        """Each graph is of its own bus, and under that one's monitor."""
+        mine: list[Any] = []
+        seen: list[Any] = []
+        with EventBus("other") as other:
+
+            def looks(_: Any) -> None:
+                soon(lambda: other._engine.sleepers)
+                seen.extend((mine[0].waiter, dict(other._engine.waiting), dict(bus._engine.waiting)))
+
+            def asks(_: Any) -> None:
+                mine.append(running_here(threading.get_ident()))
+                other.emit("b").wait(BOUND)
+
+            other.on("b", looks)
+            bus.on("a", asks)
+            assert statuses(bus.emit("a")) == [Status.DELIVERED]
+            assert seen == [None, {}, {}]
 
     def test_g18_of_waits_that_have_ended_nothing_is_left(self, bus: EventBus) -> None:
         """However they ended; they are counted, for the sake of loops that close meanwhile."""

@@ -15,7 +15,7 @@ from kit import BOUND
 
 from eventbus import EventBusError
 from eventbus._engine import primitives
-from eventbus._engine.monitor import ATTEMPTS, NESTED, PATIENCE, Interrupted, Monitor, steps
+from eventbus._engine.monitor import ATTEMPTS, NESTED, PATIENCE, Interrupted, Line, Monitor, steps
 
 FAILED = "a wake-up or a call that was put off has failed"
 
@@ -221,6 +221,32 @@ class TestPutOff:
         assert order == (["interrupted", "once more", "1", "2", "3"] if again else ["interrupted", "1", "2"])
         assert monitor.deferred == {}
         monitor.run(monitor._forget_line, threading.get_ident())  # somebody else has done it
+
+    def test_g11_in_a_forked_child_only_what_has_begun_stays_and_a_new_call_comes_next(self, monitor: Monitor) -> None:
+        order: list[str] = []
+
+        def begun() -> None:
+            order.append("begun")
+            monitor.deferred[0] = Line()  # of a thread that the child has not
+            monitor.defer_alone(lambda: order.append("alone"))
+            assert list(monitor.deferred) == [threading.get_ident()]
+            monitor.run(order.append, "goes on")
+
+        def step() -> None:
+            monitor.defer(begun)
+            monitor.defer(lambda: order.append("never"))
+
+        monitor.run(step)
+        assert order == ["begun", "goes on", "alone"]
+        assert not monitor.deferred
+
+    def test_g11_so_it_does_where_nothing_was_put_off(self, monitor: Monitor) -> None:
+        order: list[str] = []
+        monitor.defer_alone(lambda: order.append("alone"))
+        assert monitor.pending_here()
+        monitor.flush()
+        assert order == ["alone"]
+        assert not monitor.deferred
 
 
 class TestBroken:
