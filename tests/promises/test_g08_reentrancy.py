@@ -575,6 +575,26 @@ class TestCycles:
         assert names(errors[0], "earlier")
         assert log.items == [1]  # it drains once the earlier one has returned
 
+    def test_g8_one_that_has_not_begun_is_waited_for_from_elsewhere(self, bus: EventBus) -> None:
+        """It begins when the one before it in its emit has ended."""
+        receipts: list[Any] = []
+        with Gate() as gate, Team() as team:
+
+            def earlier(_: Any) -> None:
+                receipts.append(running_here(threading.get_ident()).receipt)  # type: ignore[union-attr]
+                gate(None)
+
+            bus.on("t", earlier, inline=True)
+            bus.on("t", lambda _: "later", inline=True)
+            bus.on("asks", lambda _: told(lambda: receipts[0].wait(BOUND)) or receipts[0].results())
+            team.add(bus.emit, "t")
+            team.go()
+            gate.entered()
+            asks = bus.emit("asks")
+            soon(lambda: asks.done or bus.stats().pool.waiting == 1)
+            gate.open()
+            assert asks.wait(BOUND).results() == [[None, "later"]]
+
     def test_g8_an_emit_that_makes_an_earlier_wait_endless_wakes_that_wait(self, bus: EventBus) -> None:
         """The follower waits for all that its event causes; then that comes to include what stands behind itself."""
         errors: list[DeadlockError | None] = []

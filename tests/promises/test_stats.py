@@ -199,6 +199,30 @@ def test_latencies_are_exact_to_five_percent_however_they_are_merged() -> None:
             assert value == pytest.approx(samples[math.ceil(share * len(samples)) - 1], rel=0.05)
 
 
+def test_latencies_of_no_time_at_all_are_counted() -> None:
+    """Whatever a clock says: it may stand still, or be put back."""
+    histogram = Histogram()
+    for seconds in (0.0, -1.0, 0.0):
+        histogram.add(seconds)
+        assert histogram.latency() == Latency(histogram.count, 0.0, 0.0, 0.0)
+    histogram.add(0.5)
+    found = histogram.latency()
+    assert (found.count, found.max) == (4, 0.5)
+    assert 0.0 <= found.p50 < 1e-9
+    assert found.p99 == pytest.approx(0.5, rel=0.05)
+
+
+def test_latencies_take_room_for_the_doublings_that_occurred() -> None:
+    """Between the shortest and the longest, wherever these are."""
+    for shortest in (1e-8, 1e-3, 1.0, 1e3):
+        histogram = Histogram()
+        histogram.add(shortest)
+        one = len(histogram._counts)
+        for doublings in (1, 4):
+            histogram.add(shortest * 2**doublings)
+            assert len(histogram._counts) == (doublings + 1) * one
+
+
 def test_latencies_take_no_more_memory_with_each_sample() -> None:
     """G18: not an object for each bucket either, which would be made anew with each sample."""
     rng = random.Random(5)
