@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from kit import BOUND
+from kit import BOUND, Gate, Team, soon
 
 from eventbus import EventBus, EventSynchronizer, NotRegisteredError
 from eventbus._engine import registry
@@ -74,13 +74,30 @@ class TestLooking:
         assert subscription.handler is one
         assert subscription.active
         assert subscription.id < bus.on("a", two).id
-        for text in ("my name", "a, b/*", "active"):
-            assert text in repr(subscription)
+        assert repr(subscription) == f"<Subscription {subscription.id} my name on a, b/*: active>"
         subscription.cancel(wait=True)
         assert not subscription.active
-        assert "ended" in repr(subscription)
+        assert repr(subscription) == f"<Subscription {subscription.id} my name on a, b/*: ended>"
         assert "one" in repr(bus.on("a", one))
         assert "2 subscriptions" in repr(bus)
+
+    def test_a_handle_tells_what_has_not_begun_and_what_has_not_ended(self, bus: EventBus) -> None:
+        def step() -> Any:  # which a registration interrupts
+            subscription = bus.on("a", gate, name="my name")
+            assert repr(subscription).endswith(" my name on a: not in effect yet>")
+            assert not subscription.active
+            return subscription
+
+        with Team() as team, Gate() as gate:
+            subscription = bus._engine.monitor.run(step)
+            assert repr(subscription).endswith(" my name on a: active>")
+            bus.emit("a")
+            gate.entered()
+            team.add(lambda: subscription.cancel(drain=True))
+            team.go()
+            soon(lambda: not subscription.active)
+            assert repr(subscription).endswith(" my name on a: draining>")
+        assert repr(subscription).endswith(" my name on a: ended>")
 
 
 class TestOff:

@@ -10,7 +10,7 @@ import pytest
 from kit import BOUND, Team, soon
 from pydantic import BaseModel
 
-from eventbus import Event, EventBus, EventTimeoutError, MailboxFullError, Status
+from eventbus import DeadlockError, Event, EventBus, EventTimeoutError, MailboxFullError, Status
 
 
 def test_it_yields_events_in_order_with_the_payload_as_emitted(bus: EventBus) -> None:
@@ -39,7 +39,7 @@ def test_its_delivery_is_settled_once_its_buffer_has_it(bus: EventBus) -> None:
     stream = bus.stream("t")
     receipt = bus.emit("t", 1)
     assert receipt.done
-    assert [each.status for each in receipt.outcomes] == [Status.DELIVERED]
+    assert [(each.status, each.duration) for each in receipt.outcomes] == [(Status.DELIVERED, 0.0)]
     assert stream.subscription.stats().delivered == 1
     bus.drain(0)
 
@@ -72,8 +72,28 @@ def test_get_runs_out_of_time(bus: EventBus) -> None:
         stream.get(0)
     with pytest.raises(EventTimeoutError):
         stream.get(0.01)
+    assert stream._box.readers == []  # G18
     bus.emit("t", 1)
     assert stream.get(0).payload == 1
+
+
+def test_g12_what_interrupts_the_bus_cannot_wait_for_an_event(bus: EventBus) -> None:
+    stream = bus.stream("t", name="my stream")
+    with pytest.raises(DeadlockError, match=r"^cannot wait for the next event of my stream here: "):
+        bus._engine.monitor.run(stream.get, BOUND)
+
+
+def test_g10_a_drain_within_a_handler_waits_for_another_that_reads(bus: EventBus) -> None:
+    stream = bus.stream("t")
+    bus.on("reads", lambda payload: stream.get(BOUND).payload)
+    bus.on("drains", lambda payload: bus.drain(BOUND) or reads.done)
+    reads = bus.emit("reads")
+    soon(lambda: bus.stats().pool.waiting == 1)
+    drains = bus.emit("drains")
+    soon(lambda: bus.stats().pool.waiting == 2)
+    bus.emit("t", 42)
+    assert drains.wait(BOUND).results() == [True]
+    assert reads.results() == [42]
 
 
 @pytest.mark.parametrize("end", ["cancel", "close", "off", "with"])
@@ -111,6 +131,25 @@ def test_a_forgotten_stream_ends(bus: EventBus) -> None:
     del stream
     gc.collect()
     assert bus.subscriptions() == ()
+
+
+def test_g18_a_forgotten_stream_keeps_nothing_though_its_end_has_to_wait(bus: EventBus) -> None:
+    """Its finalizer may have interrupted a step: until that is over, events come."""
+    stream = bus.stream("t")
+    box = stream._box
+
+    def step() -> None:
+        stream.__del__()
+        assert stream.active
+
+    bus.emit("t", 1)
+    bus._engine.monitor.run(step)
+    assert not stream.active
+    assert len(box.events) == 0
+    with bus.stream("t") as stream:
+        stream._box.abandon()
+        bus.emit("t", 2)
+        assert len(stream._box.events) == 0
 
 
 class TestBounds:
