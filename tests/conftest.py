@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from kit import BOUND, settled, soon
+from kit import BOUND, at_rest, settled, soon
 from kit_leaves import leaves_nothing
 
 from eventbus import EventBus
@@ -52,6 +52,6 @@ def bus() -> Iterator[EventBus]:
         yield made
         made.drain(BOUND)
         # A handler past its time-out is settled before it has ended.
-        soon(lambda: made.stats().pool.threads == made.stats().pool.idle, "every worker being idle")
+        soon(lambda: not any(at_rest(made)), "a pool at rest")
         assert made.close(BOUND).stuck == ()
         settled(made)

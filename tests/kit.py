@@ -244,6 +244,27 @@ def settled(bus: Any) -> None:
     assert totals.pending == totals.running == 0, totals
 
 
+def at_rest(bus: Any) -> tuple[int, ...]:
+    """Of a pool with nothing to do: what it counts and should not. All zero."""
+    pool = bus._engine.dispatcher
+
+    def numbers() -> tuple[int, ...]:
+        alive = tuple(pool.alive)
+        return (
+            pool.computing,
+            pool.starting,
+            pool.threads - len(alive),
+            len(alive) - len(pool.idle),
+            len(pool.ready),
+            sum(worker.waits for worker in alive),
+            sum(worker.blocked for worker in alive),
+            sum(worker.delivery is not None for worker in alive),
+        )
+
+    found: tuple[int, ...] = bus._engine.look(numbers)
+    return found
+
+
 def an_hour_goes_by(bus: Any) -> None:
     """What has a deadline now is past it. The clock alone is not real."""
     engine = bus._engine

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kit import BOUND, LONG, Gate, Log, Team, an_hour_goes_by, past, soon
 
-from eventbus import DeadlockError, EventBus, EventTimeoutError, OptionError, Status
+from eventbus import DeadlockError, Event, EventBus, EventTimeoutError, OptionError, Receipt, Status
 
 SHORT = 0.005
 
@@ -29,6 +29,36 @@ def test_g7_a_delivery_past_its_time_out_is_settled_while_the_handler_goes_on(bu
         stats = subscription.stats()
         assert (stats.timed_out, stats.running, stats.pending) == (1, 0, 0)
     assert receipt.outcomes[0].status is Status.TIMED_OUT
+
+
+def test_g7_what_runs_out_of_time_just_before_its_handler_begins_is_not_called(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a claim and the call there is time, for making the event at least."""
+    called: list[Event] = []
+    as_event = Receipt._as_event
+
+    def late(receipt: Receipt) -> Event:
+        monkeypatch.undo()
+        event = as_event(receipt)
+        engine = bus._engine
+        (worker,) = engine.dispatcher.alive
+        assert worker.delivery is not None
+        engine.look(lambda: worker.expire(worker.delivery))
+        return event
+
+    def handler(event: Event) -> None:
+        called.append(event)
+
+    bus.on("a", handler, timeout=LONG)
+    bus.emit("a").wait(BOUND)
+    assert len(called) == 1
+    monkeypatch.setattr(Receipt, "_as_event", late)
+    assert bus.emit("a").wait(BOUND).outcomes[0].status is Status.TIMED_OUT
+    bus.emit("a").wait(BOUND)
+    bus.drain(BOUND)
+    assert len(called) == 2
+    assert bus.stats().pool.blocked == 0
 
 
 def test_g7_its_mailbox_waits_until_the_handler_ends(bus: EventBus) -> None:
