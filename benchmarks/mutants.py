@@ -4,20 +4,26 @@ mutmut plants one small bug at a time into the core (see ``[mutmut]`` in setup.c
 function. Here its runs are cut to size: the first is made with the quick tests of the files that are about the module
 (``ABOUT``), the fastest first; with ``--again`` those that survived are run against all but the slow. What survives
 that too is explained in ``mutants.toml``, by the function and the line that the mutant has there, or waits for a test.
+With ``--plain`` what is not explained is written into the source of a copy and run, the hot path in C included, against
+the tests that mutmut cannot run: those that fork, or let something interrupt at every instruction.
 What was run before is not run again, unless its function has changed. The kept result is ``results/mutants.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import fnmatch
 import functools
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -42,7 +48,7 @@ ABOUT = {
     "delivery": "test_g06 test_g19 test_g08",
     "inline": "test_g04_inline test_g04 test_g05 test_g08 test_g14",
     "call": "test_g05 test_g14 test_g15",
-    "engine": "test_g0 test_g10 test_g12 test_g13 test_g15 test_g17 test_g19 test_g2 test_lookup test_stats test_steps"
+    "engine": "test_put_off test_g0 test_g10 test_g12 test_g13 test_g15 test_g17 test_g19 test_g2 test_lookup test_stats test_steps"
     " test_deadlines test_mailbox test_faults",
     "dispatcher": "test_pool test_g08 test_g03 test_g05 test_g07 test_g09 test_g10 test_g12 test_g20 test_stats"
     " test_meetings test_faults",
@@ -51,6 +57,11 @@ ABOUT = {
     "subscription": "test_g01 test_g02 test_g08 test_g13 test_g17 test_stats test_lookup test_g22",
     "latency": "test_stats",
 }
+PLAIN = (
+    "tests/house/test_hot.py tests/house/test_emit_method.py tests/promises/test_g12_anywhere.py"
+    " tests/promises/test_g11_fork.py tests/promises/test_services.py tests/promises/test_synchronizer.py"
+    " tests/promises/test_g18_leaks.py tests/faults"
+)
 SLOW = 0.5  # seconds of a test, usually a hammer, that runs in neither
 PATIENCE = 4.0  # seconds within which what a test awaits must have happened; without mutants it has ten
 CHILDREN = 6  # at once: those that lose an event mostly wait
@@ -60,6 +71,7 @@ MEMORY = 3 << 30  # bytes that one may map: there are those that would take all
 def add_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("modules", nargs="*", metavar="MODULE", help="for mutants: of the core; if none, report only")
     made.add_argument("--again", action="store_true", help="for mutants: what survived, against nearly all tests")
+    made.add_argument("--plain", action="store_true", help="for mutants: the rest, against what mutmut cannot run")
 
 
 def main(given: argparse.Namespace) -> int:
@@ -68,6 +80,9 @@ def main(given: argparse.Namespace) -> int:
         mutmut("none", [])
     for module in given.modules:
         known = codes(module)
+        if given.plain:
+            plain(module, [name for name, code in known.items() if code in (0, 33) and not explained(name)])
+            continue
         if given.again:
             which, names = "all", [name for name, code in known.items() if code in (0, 33) and not explained(name)]
         else:
@@ -126,9 +141,54 @@ def inside() -> None:
     mutmut_main._run(tuple(names), CHILDREN)
 
 
+def plain(module: str, names: list[str]) -> None:
+    """Each mutant in the place of the original, in a copy."""
+    kept = meta(module)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("mutants", ".git", "__pycache__"))
+        source = copy / "eventbus" / "_engine" / f"{module}.py"
+        whole = source.read_text()
+        for number, name in enumerate(names, 1):
+            source.write_text(written(whole, name))
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "--timeout=60", *PLAIN.split()]
+            environment = os.environ | {"PYTHONPATH": str(copy)}
+            done = subprocess.run(command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            last = done.stdout.decode(errors="replace").strip().rpartition("\n")[2]
+            print(f"{number} of {len(names)}: {readable(name)}: {last}", file=sys.stderr, flush=True)
+            if done.returncode:
+                state = json.loads(kept.read_text())
+                state["exit_code_by_key"][name] = 1
+                kept.write_text(json.dumps(state, indent=4))
+
+
+def written(whole: str, mutant: str) -> str:
+    """A module's source with the mutant in it."""
+    from mutmut.mutation.diff_apply import read_functions_from_index
+
+    *classes, function = readable(mutant).split(".")[1:]
+    scope: list[ast.stmt] = ast.parse(whole).body
+    for name in classes:
+        scope = next(each for each in scope if isinstance(each, ast.ClassDef) and each.name == name).body
+    found = next(each for each in scope if isinstance(each, ast.FunctionDef) and each.name == function)
+    lines = whole.splitlines(keepends=True)
+    first = min([found.lineno, *(each.lineno for each in found.decorator_list)]) - 1
+    with contextlib.chdir(ROOT):
+        functions = read_functions_from_index(mutant, f"eventbus/_engine/{mutant.split('.')[2]}.py")
+    assert functions is not None
+    import libcst
+
+    text = textwrap.indent(libcst.Module([functions[1]]).code.strip() + "\n", " " * found.col_offset)
+    return "".join((*lines[:first], text, *lines[found.end_lineno :]))
+
+
+def meta(module: str) -> Path:
+    return ROOT / "mutants" / "eventbus" / "_engine" / f"{module}.py.meta"
+
+
 def codes(module: str) -> dict[str, int | None]:
     """The exit status of each mutant's run; None: not run."""
-    path = ROOT / "mutants" / "eventbus" / "_engine" / f"{module}.py.meta"
+    path = meta(module)
     return json.loads(path.read_text())["exit_code_by_key"] if path.exists() else {}
 
 
