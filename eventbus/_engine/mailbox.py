@@ -211,6 +211,7 @@ class Mailbox:
             self.schedule()
 
     def _overflow(self, delivery: Delivery) -> None:
+        self.schedule()  # it is, unless no thread could be started: this emit has that tried again
         policy = self.options.overflow
         if policy == "latest" and self.replace(delivery):
             return

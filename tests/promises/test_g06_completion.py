@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 import pytest
-from kit import BOUND, LONG, Gate, Log, Team, past, soon
+from kit import BOUND, LONG, Gate, Log, Team, past, sleeps, soon
 
 from eventbus import (
     DeadlockError,
@@ -376,6 +376,26 @@ def test_g5_only_what_failed_timed_out_or_was_rejected_is_an_error(status: Statu
     error = ValueError()
     bad = status in (Status.FAILED, Status.TIMED_OUT, Status.REJECTED)
     assert failure_of(Outcome(status, None, error, 0.0, 1, "one", "a")) is (error if bad else None)
+
+
+def test_g6_whoever_follows_is_told_at_the_end_of_what_counts_though_an_observer_goes_on(bus: EventBus) -> None:
+    """Observers are not waited for (G21); and nothing of the chain is kept by the receipt."""
+    with Team() as team, Gate() as observer, Gate() as last:
+        bus.on("a", lambda _: bus.emit("b") and None)
+        bus.on("a", observer, observer=True)
+        bus.on("b", last)
+        receipt = bus.emit("a", follow=True)
+        observer.entered()
+        last.entered()
+        waits = team.add(receipt.wait, BOUND)
+        team.go()
+        sleeps(waits)
+        last.open()
+        waits.join(BOUND)
+        assert not waits.is_alive()
+        assert observer.inside == 1
+        assert receipt.done
+        assert not receipt._family
 
 
 class TestPutOff:

@@ -12,9 +12,10 @@ import time
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, soon
+from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 
 from eventbus import Event, EventBus, HandlerError, MailboxFullError, Receipt, Status, Subscription
+from eventbus._engine import primitives
 
 
 def statuses(receipts: list[Receipt]) -> list[str]:
@@ -657,7 +658,39 @@ def test_g8_g9_of_an_emit_that_waits_for_space_twice_only_what_would_never_come_
         bus.on("t", gate, max_pending=1)
         bus.emit("t", "start")
         soon(lambda: mine.stats().rejected == 1)
+        soon(lambda: bus.stats().pool.waiting == 1)  # for the other one
+        assert len(inner) == 1
         gate.open()
         soon(lambda: len(inner) == 2)
         assert [each.status for each in inner[0].wait(BOUND).outcomes] == [Status.DELIVERED] * 2
         assert [each.status for each in inner[1].wait(BOUND).outcomes] == [Status.REJECTED, Status.DELIVERED]
+
+
+@pytest.mark.parametrize("overflow", ["block", "error", "drop_newest", "drop_oldest", "latest"])
+def test_g9_an_emit_to_a_full_mailbox_has_it_tried_again_to_start_a_thread(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch, overflow: Any
+) -> None:
+    """Where none could be started, and whatever becomes of the emit itself."""
+
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    log = Log()
+    subscription = bus.on("t", log, max_pending=1, overflow=overflow)
+    with Team() as team:
+        with monkeypatch.context() as patch:
+            patch.setattr(primitives, "start_thread", refuse)
+            bus.emit("t", 1)
+            second = team.add(bus.emit, "t", 2)
+            team.go()
+            if overflow == "block":
+                sleeps(second)  # it asks for no thread itself
+            else:
+                second.join(BOUND)
+            assert log.items == []
+        team.add(bus.emit, "t", 3)
+    bus.drain(BOUND)
+    kept = {"block": [1, 2, 3], "error": [1], "drop_newest": [1], "drop_oldest": [3], "latest": [3]}
+    # The thread that the last emit had started may have taken the one that was pending before its place was wanted.
+    assert log.items in (kept[overflow], [kept[overflow][0], 3], [2, 3])
+    assert subscription.stats().deliveries == 3
