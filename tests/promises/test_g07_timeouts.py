@@ -21,6 +21,7 @@ def test_g7_a_delivery_past_its_time_out_is_settled_while_the_handler_goes_on(bu
         receipt = past(bus, gate, bus.emit("a"))
         outcome = receipt.outcomes[0]
         assert outcome.status is Status.TIMED_OUT
+        assert outcome.duration == LONG
         assert isinstance(outcome.error, EventTimeoutError)
         assert isinstance(outcome.error, TimeoutError)
         assert "sleeper" in str(outcome.error)

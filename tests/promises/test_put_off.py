@@ -1,21 +1,31 @@
-"""G3, G10, G12: emits that interrupt a step of the bus take effect after it, with all that makes them what they are.
+"""G2, G3, G10, G12: what interrupts a step of the bus takes effect after it, with all that makes it what it is.
 
 Here steps are made to be interrupted; test_g12_anywhere.py has the real thing.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 
-from eventbus import BusClosedError, EventBus, Receipt, Status
+from eventbus import BusClosedError, Event, EventBus, Receipt, Status, Subscription
 from eventbus._engine import engine as engine_module
 from eventbus._engine import hot
 from eventbus._engine.engine import CLOSING, Engine
+from eventbus._engine.mailbox import ENDED, Mailbox
+from eventbus._engine.monitor import steps
+from eventbus._engine.registry import Registry
+
+
+class Alarm(BaseException):
+    """What a signal handler raises."""
 
 
 def put_off(bus: EventBus, topic: str, *args: Any, **options: Any) -> Receipt:
@@ -143,3 +153,202 @@ def test_g2_what_has_been_cancelled_since_the_emit_took_effect_is_settled_as_tha
         (totals.delivered, totals.failed, totals.timed_out, totals.cancelled, totals.dropped, totals.rejected)
     )
     assert totals.cancelled >= 2
+
+
+class TestRegistrations:
+    def test_g1_one_that_was_cancelled_before_it_took_effect_never_does(self, bus: EventBus) -> None:
+        """By another thread, which may come between the step and what was put off."""
+        log = Log()
+
+        def step() -> Subscription:
+            subscription = bus.on("a", log)
+            assert bus._engine._cancel(subscription._box, False) is True
+            assert bus._engine._cancel(subscription._box, False) is False
+            return subscription
+
+        subscription = bus._engine.monitor.run(step)
+        assert repr(subscription).endswith(": ended>")
+        assert bus.subscriptions() == ()
+        assert bus.emit("a").deliveries == 0
+
+    def test_g17_one_that_is_refused_then_is_told_of_in_the_log(
+        self, bus: EventBus, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = Log()
+        first = bus.on("a", log, name="mine")
+        with caplog.at_level(logging.WARNING, "eventbus"):
+            second = bus._engine.monitor.run(lambda: bus.on("a", log, name="mine", unique=True))
+        assert repr(second).endswith(": ended>")
+        assert caplog.messages == [
+            "a registration of mine that was put off is refused: mine is registered for 'a' already (subscription"
+            f" {first.id}) and unique=True refuses a second time; cancel the first or drop unique"
+        ]
+        assert bus.subscriptions() == (first,)
+
+    @pytest.mark.parametrize("place", ["_refuse_second", "attach", "add"])
+    def test_g12_of_one_that_a_signal_handler_breaks_nothing_stays(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        """Before it took effect, or as far as it had come."""
+        boxes: list[Mailbox] = []
+        owner: Any = {"_refuse_second": Engine, "attach": Mailbox, "add": Registry}[place]
+        real = getattr(owner, place)
+
+        def alarmed(*args: Any) -> None:
+            monkeypatch.undo()
+            boxes.extend(each for each in args if isinstance(each, Mailbox))
+            if place != "_refuse_second":
+                real(*args)
+            raise Alarm
+
+        monkeypatch.setattr(owner, place, alarmed)
+        with pytest.raises(Alarm):
+            bus.on("a", Log(), unique=True)
+        assert [box.state for box in boxes] == [ENDED]
+        assert bus.subscriptions() == ()
+        assert bus.topics() == ()
+        assert not bus._engine.leftovers
+
+
+class TestCancels:
+    def test_g2_it_tells_whether_it_will_have_ended_it(self, bus: EventBus) -> None:
+        subscription = bus.on("a", Log())
+        cancel = bus._engine.monitor.run
+        assert cancel(subscription.cancel) is True
+        assert not subscription.active
+        assert cancel(subscription.cancel) is False
+        assert bus.subscriptions() == ()
+
+    @pytest.mark.parametrize("drain", [False, True])
+    def test_g2_what_was_pending_is_cancelled_or_run_first(self, bus: EventBus, drain: bool) -> None:
+        with Gate() as gate:
+            subscription = bus.on("a", gate)
+            receipts = [bus.emit("a", number) for number in range(3)]
+            gate.entered()
+            engine = bus._engine
+            assert engine.monitor.run(engine.cancel, subscription._box, drain) is True
+            assert not subscription.active
+        last = Status.DELIVERED if drain else Status.CANCELLED
+        assert [each.wait(BOUND).outcomes[0].status for each in receipts] == [Status.DELIVERED, last, last]
+
+    def test_g2_off_cancels_what_is_pending(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            subscription = bus.on("a", gate)
+            receipts = [bus.emit("a", number) for number in range(3)]
+            gate.entered()
+            assert bus.off(subscription) == 1
+            assert [each.done for each in receipts] == [False, True, True]
+
+    @pytest.mark.parametrize("put_off", [False, True])
+    def test_g12_one_that_a_signal_handler_breaks_is_finished(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, put_off: bool
+    ) -> None:
+        engine = bus._engine
+
+        def alarmed(*args: Any) -> None:
+            monkeypatch.undo()
+            raise Alarm
+
+        with Gate() as gate:
+            subscription = bus.on("a", gate)
+            receipts = [bus.emit("a", number) for number in range(3)]
+            gate.entered()
+            monkeypatch.setattr(Engine, "_finish_cancel", alarmed)
+            with pytest.raises(Alarm):
+                if put_off:
+                    engine.monitor.run(subscription.cancel)
+                else:
+                    subscription.cancel()
+            assert not subscription.active
+            assert bus.subscriptions() == ()
+            assert bus.topics() == ()
+            assert [each.done for each in receipts] == [False, True, True]
+        bus.drain(BOUND)
+        soon(lambda: not engine.leftovers)
+
+
+class TestEnd:
+    """What an ended subscription lets go of, and when (G18)."""
+
+    def test_g18_its_handler_when_its_last_call_has_ended(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            subscription = bus.on("a", gate)
+            bus.emit("a")
+            gate.entered()
+            subscription.cancel()
+            assert subscription.handler is gate
+            assert list(bus._engine.leftovers) == [subscription.id]
+        soon(lambda: subscription.handler is None)
+        assert not bus._engine.leftovers
+
+    def test_g18_its_key_function_and_nothing_else_of_its_options(self, bus: EventBus) -> None:
+        def by_payload(event: Event) -> Any:
+            return event.payload
+
+        subscription = bus.on("a", Log(), key=by_payload, max_pending=7)
+        bus.emit("a", 1).wait(BOUND)
+        key = weakref.ref(by_payload)
+        del by_payload
+        subscription.cancel(wait=True)
+        bus.drain(BOUND)
+        gc.collect()
+        assert key() is None
+        assert subscription._box.options.max_pending == 7
+
+    def test_g12_outside_of_steps_for_finalizers_are_user_code(self, bus: EventBus) -> None:
+        seen: list[bool] = []
+
+        class Handler:
+            def __call__(self, payload: Any) -> None:
+                pass
+
+            def __del__(self) -> None:
+                seen.append(threading.get_ident() in steps)
+
+        subscription = bus.on("a", Handler())
+        bus.emit("a").wait(BOUND)
+        bus.drain(BOUND)
+        subscription.cancel(wait=True)
+        gc.collect()
+        assert seen == [False]
+
+    def test_its_latencies_stay_with_the_bus_each_with_its_like(self, bus: EventBus) -> None:
+        subscription, other = bus.on("a", Log()), bus.on("b", Log())
+        for each, wait, run in ((subscription, 1.0, 2.0), (other, 4.0, 8.0)):
+            bus._engine.look(lambda each=each, wait=wait, run=run: each._box.sample(wait, run))
+        for _ in range(2):
+            totals = bus.stats().totals
+            assert (totals.wait.count, totals.wait.max) == (2, 4.0)
+            assert (totals.run.count, totals.run.max) == (2, 8.0)
+            other.cancel()
+        other = bus.on("b", Log())
+        subscription.cancel()
+        totals = bus.stats().totals
+        assert (totals.wait.max, totals.run.max) == (4.0, 8.0)
+
+    def test_g3_what_is_pending_is_summed_up(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            for number in range(3):
+                bus.on(f"t/{number}", gate, concurrency=1)
+                for _ in range(number + 2):
+                    bus.emit(f"t/{number}")
+            gate.entered()
+            totals = bus.stats().totals
+            assert totals.pending + totals.running == 9
+            assert totals.pending >= 6
+        bus.drain(BOUND)
+
+
+@pytest.mark.parametrize("room", [None, 1])
+def test_g10_a_close_counts_what_it_cancels_in_line_or_not(room: int | None) -> None:
+    bus = EventBus("closes")
+    with Team() as team, Gate() as gate:
+        subscription = bus.on("a", gate, max_pending=room)
+        bus.emit("a", 0)
+        gate.entered()
+        for number in range(1, 4):
+            team.add(bus.emit, "a", number)
+        team.go()
+        soon(lambda: subscription.stats().pending == 3)
+        report = bus.close(0)
+        assert report.cancelled == 4
