@@ -32,10 +32,11 @@ def test_g7_a_delivery_past_its_time_out_is_settled_while_the_handler_goes_on(bu
     assert receipt.outcomes[0].status is Status.TIMED_OUT
 
 
+@pytest.mark.parametrize("status", [Status.TIMED_OUT, Status.CANCELLED])
 def test_g7_what_runs_out_of_time_just_before_its_handler_begins_is_not_called(
-    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch, status: Status
 ) -> None:
-    """Between a claim and the call there is time, for making the event at least."""
+    """Between a claim and the call there is time, for making the event at least. Nor is what a close has cancelled."""
     called: list[Event] = []
     as_event = Receipt._as_event
 
@@ -45,17 +46,20 @@ def test_g7_what_runs_out_of_time_just_before_its_handler_begins_is_not_called(
         engine = bus._engine
         (worker,) = engine.dispatcher.alive
         assert worker.delivery is not None
-        engine.look(lambda: worker.expire(worker.delivery))
+        if status is Status.TIMED_OUT:
+            engine.look(lambda: worker.expire(worker.delivery))
+        else:
+            engine.look(lambda: engine.settle(worker.delivery, status))
         return event
 
     def handler(event: Event) -> None:
         called.append(event)
 
-    bus.on("a", handler, timeout=LONG)
+    bus.on("a", handler, timeout=LONG if status is Status.TIMED_OUT else None)
     bus.emit("a").wait(BOUND)
     assert len(called) == 1
     monkeypatch.setattr(Receipt, "_as_event", late)
-    assert bus.emit("a").wait(BOUND).outcomes[0].status is Status.TIMED_OUT
+    assert bus.emit("a").wait(BOUND).outcomes[0].status is status
     bus.emit("a").wait(BOUND)
     bus.drain(BOUND)
     assert len(called) == 2

@@ -300,7 +300,11 @@ class TestThePool:
 
         with monkeypatch.context() as patch:
             patch.setattr(primitives, "start_thread", refuse)
-            with pytest.raises(DispatcherError, match="thread"):
+            whole = (
+                "^no thread can be started for the deliveries that this wait depends on; free some threads of the"
+                " process$"
+            )
+            with pytest.raises(DispatcherError, match=whole):
                 if call == "request":
                     bus.request("a", 1, BOUND)
                 else:

@@ -77,6 +77,44 @@ class TestBlocked:
             assert (bus.stats().pool.blocked, box.slow) == (1, True)
         bus.drain(BOUND)
 
+    def test_g7_nor_is_one_that_goes_on_with_another_mailbox(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dispatcher, "SLICE_SECONDS", 0.0)
+        with Gate() as gate:
+            boxes = [bus.on(topic, gate)._box for topic in "abc"]
+            for _ in range(3):
+                for topic in "abc":
+                    bus.emit(topic)
+            for number in range(1, 7):
+                gate.entered(number)
+                look(bus)
+                gate.let()
+            gate.entered(7)
+            assert (bus.stats().pool.blocked, [box.slow for box in boxes]) == (0, [False] * 3)
+        bus.drain(BOUND)
+
+    @pytest.mark.parametrize("slice_seconds", [0.0, LONG])
+    @pytest.mark.parametrize("concurrency", [1, 2])
+    def test_g3_a_mailbox_stands_in_the_ready_queue_once(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, slice_seconds: float, concurrency: int
+    ) -> None:
+        """However its worker came to leave it, and whatever is emitted then."""
+        monkeypatch.setattr(dispatcher, "SLICE_SECONDS", slice_seconds)
+        ready = bus._engine.dispatcher.ready
+        with Gate() as gate:
+            for topic in "ab":
+                bus.on(topic, gate, concurrency=concurrency)
+            for number in range(8):
+                gate.entered(number)
+                if number:
+                    gate.let()
+                    gate.entered(number)
+                for topic in "abab":
+                    bus.emit(topic)
+                assert len(ready) == len(set(ready))
+        bus.drain(BOUND)
+
     def test_g7_nobody_is_blocked_while_nobody_waits_for_a_worker(self, bus: EventBus) -> None:
         with Gate() as gate:
             bus.on("t", gate)
@@ -219,7 +257,7 @@ class TestWaits:
         assert seen == [(1, 0), (0, 0), (0, 0), (1, 0)]
 
     def test_g8_its_place_is_taken_only_by_whom_something_waits_for(self, bus: EventBus) -> None:
-        pool = bus._engine.dispatcher
+        pool, third = bus._engine.dispatcher, Log()
         with Gate() as gate, Gate() as second:
             bus.on("t", gate)
             bus.on("second", second)
@@ -235,9 +273,77 @@ class TestWaits:
             assert (pool.threads, pool.computing, len(pool.alive)) == (1, 1, 2)
             bus._engine.look(worker.exit_wait)
             assert (pool.threads, pool.computing) == (2, 2)  # until somebody retires
-            bus._engine.look(pool.retry)
-            assert (pool.threads, pool.computing) == (2, 2)
+            bus.on("third", third)
+            bus.emit("third", 3)
+            for step in (pool.retry, worker.enter_wait, pool.retry):
+                bus._engine.look(step)
+            assert (pool.threads, pool.computing, pool.starting, len(pool.alive)) == (1, 1, 0, 2)
+            bus._engine.look(worker.exit_wait)
+            gate.open()
+            soon(lambda: pool.idle)  # though something is ready: the other one goes on
+            assert (pool.threads, pool.computing, third.items) == (2, 1, [])
         bus.drain(BOUND)
+        assert third.items == [3]
+
+
+class TestNumbers:
+    """How many compute, of several."""
+
+    def test_g7_as_many_as_there_are_workers_for(self) -> None:
+        with EventBus("test", workers=3) as bus, Gate() as gate:
+            pool = bus._engine.dispatcher
+            for topic in "abcd":
+                bus.on(topic, gate)
+            for number, topic in enumerate("abc", 1):
+                bus.emit(topic)
+                gate.entered(number)
+                assert (pool.threads, pool.computing) == (number, number)
+            bus.emit("d")
+            assert (pool.threads, pool.computing, len(pool.ready)) == (3, 3, 1)
+            workers = sorted(pool.alive, key=lambda worker: worker.actor)
+            bus._engine.look(workers[0].block)
+            gate.entered(4)
+            assert (pool.threads, pool.computing) == (4, 3)
+            gate.open()
+            bus.drain(BOUND)
+            soon(lambda: not any(at_rest(bus)))
+
+    def test_g7_no_more_than_max_workers_and_the_next_that_returns_takes_what_is_ready(self) -> None:
+        log = Log()
+        with EventBus("test", max_workers=1) as bus, Gate() as gate:
+            pool = bus._engine.dispatcher
+            bus.on("a", gate)
+            bus.on("b", log)
+            bus.emit("a")
+            gate.entered()
+            bus.emit("b", 1)
+            (worker,) = pool.alive
+            bus._engine.look(worker.block)
+            assert (pool.threads, pool.computing, pool.starting) == (1, 0, 0)
+            gate.open()
+            assert log.reached(1) == [1]
+            bus.drain(BOUND)
+            soon(lambda: not any(at_rest(bus)))
+
+    def test_g10_who_becomes_idle_after_the_pool_was_stopped_does_not_sleep(self, bus: EventBus) -> None:
+        timeouts: list[float | None] = []
+
+        class Recording(primitives.Sleeper):
+            def sleep(self, timeout: float | None = None) -> bool:
+                timeouts.append(timeout)
+                return super().sleep(timeout)
+
+        pool = bus._engine.dispatcher
+        with Gate() as gate:
+            bus.on("a", gate)
+            bus.emit("a")
+            gate.entered()
+            (worker,) = pool.alive
+            worker.sleeper = Recording()
+            bus._engine.look(pool.stop)
+        soon(lambda: not pool.alive)
+        assert timeouts == [0.0]
+        pool.stopping = False
 
 
 class TestBroken:
@@ -281,6 +387,7 @@ class TestBroken:
     @pytest.mark.usefixtures("in_python")
     def test_g12_after_an_idle_one_was_chosen(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         """And before anybody was told to wake it."""
+        monkeypatch.setattr(dispatcher, "IDLE_SECONDS", LONG)
         log = Log()
         bus.on("a", log)
         bus.emit("a", 1)
