@@ -510,3 +510,18 @@ def test_g5_an_event_of_an_error_holds_what_failed(bus: EventBus) -> None:
     bus.drain(BOUND)
     assert [event.payload.event.payload for event in events] == [{"n": 1}]
     assert events[0].root_id == receipt.event_id
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_g19_what_is_told_on_bus_error_is_caused_by_the_event_whose_handler_failed(bus: EventBus, inline: bool) -> None:
+    told: list[Event] = []
+
+    def listener(event: Event) -> None:
+        told.append(event)
+
+    bus.on("bus/error", listener)
+    bus.on("a", raising(ValueError("on purpose")), inline=inline)
+    receipts = [bus.emit("a") for _ in range(3)]
+    bus.drain(BOUND)
+    soon(lambda: len(told) == 3)
+    assert [each.parent_id for each in told] == [each.event_id for each in receipts]

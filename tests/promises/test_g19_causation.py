@@ -332,3 +332,15 @@ class TestMaxDepth:
         bus.on("pong", lambda payload: bus.emit("ping", payload))
         bus.emit("ping", count)
         assert done.wait(BOUND)
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g19_a_limit_of_depth_counts_what_comes_from_a_bus_without_one(bus: EventBus, warm: int) -> None:
+    with EventBus("shallow", max_depth=1) as shallow:
+        bus.on("a", lambda _: shallow.emit("b") and None)
+        shallow.on("b", lambda _: shallow.emit("c") and None)
+        for _ in range(warm + 1):
+            (outcome,) = bus.emit("a").wait(BOUND).outcomes
+            assert outcome.error is None
+            shallow.drain(BOUND)
+        assert shallow.stats().totals.failed == warm + 1  # the emit of "c" is one too deep

@@ -136,3 +136,22 @@ class TestObservers:
         observer = bus.on("t", fail, observer=True)
         assert bus.handlers("t") == ()
         assert bus.subscriptions("t") == (observer,)
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g21_an_observer_is_not_among_the_deliveries_of_a_receipt(bus: EventBus, warm: int) -> None:
+    bus.on("a", lambda _: "handler")
+    bus.on("a", lambda _: "observer", observer=True)
+    for _ in range(warm + 1):
+        receipt = bus.emit("a").wait(BOUND)
+        assert (receipt.deliveries, receipt.results()) == (1, ["handler"])
+
+
+def test_g21_require_tells_how_many_there_are_and_what_to_do(bus: EventBus) -> None:
+    bus.on("a", lambda _: None)
+    for _ in range(3):
+        bus.emit("a", require=1).wait(BOUND)
+        with pytest.raises(
+            NoHandlerError, match=r"^require=2 handlers for 'a', but 1 listen; register before you emit$"
+        ):
+            bus.emit("a", require=2)

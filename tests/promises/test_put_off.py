@@ -99,20 +99,30 @@ def test_g10_of_a_closing_bus_its_own_are_taken_and_others_refused(caplog: pytes
     log = Log()
     bus = EventBus("closes")
     with Team() as team, Gate() as gate:
+        engine = bus._engine
         bus.on("bus/late", log)
+        for _ in range(2):
+            engine.emit(Receipt, "bus/late", "before", own=True)
         bus.on("a", gate)
         bus.emit("a")
         gate.entered()
         team.add(bus.close, BOUND)
         team.go()
-        engine = bus._engine
         soon(lambda: engine.state == CLOSING)
         engine.monitor.run(lambda: engine.emit(Receipt, "bus/late", "its own", own=True))
+        engine.emit(Receipt, "bus/late", "directly", own=True)
         with caplog.at_level(logging.WARNING, "eventbus"):
             refused = put_off(bus, "a")
         with pytest.raises(BusClosedError):
             refused.wait(BOUND)
-        assert log.reached(1) == ["its own"]
+        assert log.reached(4) == ["before", "before", "its own", "directly"]
+        with pytest.raises(BusClosedError, match=r"^the bus 'closes' is closing: 'a' was not emitted; use it before"):
+            bus.emit("a")
+    with pytest.raises(
+        BusClosedError,
+        match=r"^the bus 'closes' is closed: 'a' was not emitted; use it before it is closed, or make another bus$",
+    ):
+        bus.emit("a")
     (record,) = [record for record in caplog.records if "put off" in record.getMessage()]
     assert record.getMessage().startswith("an emit of 'a' that was put off is refused: the bus 'closes' is closing: ")
 
@@ -153,6 +163,39 @@ def test_g2_what_has_been_cancelled_since_the_emit_took_effect_is_settled_as_tha
         (totals.delivered, totals.failed, totals.timed_out, totals.cancelled, totals.dropped, totals.rejected)
     )
     assert totals.cancelled >= 2
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g12_what_comes_in_another_buss_step_waits_for_the_end_of_that(bus: EventBus, warm: int) -> None:
+    """No user code runs within a step, of whatever bus."""
+    order: list[str] = []
+
+    def step() -> None:
+        order.append("begin")
+        bus.emit("a")
+        order.append("end")
+
+    bus.on("a", lambda _: order.append("handler"), inline=True)
+    for _ in range(warm):
+        bus.emit("a")
+    with EventBus("other") as other:
+        other._engine.monitor.run(step)
+    assert order[warm:] == ["begin", "end", "handler"]
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g10_a_drain_waits_for_nothing_of_another_bus(bus: EventBus, warm: int) -> None:
+    """Though one of its own handlers has emitted it there."""
+    with EventBus("other") as other, Gate() as gate:
+        other.on("b", lambda payload: gate(payload) if payload == "last" else None)
+        for _ in range(warm):
+            other.emit("b").wait(BOUND)
+        bus.on("a", lambda _: other.emit("b", "last") and None)
+        bus.emit("a").wait(BOUND)
+        gate.entered()
+        bus.drain(BOUND)
+        assert gate.inside == 1
+        assert other._engine.epoch.open == 1
 
 
 class TestRegistrations:
@@ -230,6 +273,18 @@ class TestCancels:
             assert not subscription.active
         last = Status.DELIVERED if drain else Status.CANCELLED
         assert [each.wait(BOUND).outcomes[0].status for each in receipts] == [Status.DELIVERED, last, last]
+
+    def test_g18_what_was_pending_lets_go_of_its_mailbox(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            subscription = bus.on("a", gate)
+            bus.emit("a")
+            receipt = bus.emit("a", {})
+            (delivery,) = receipt._deliveries
+            gate.entered()
+            assert delivery.box is subscription._box
+            subscription.cancel()
+            assert (delivery.box, delivery.receipt) == (None, None)
+            assert receipt.outcomes[0].subscription_id == subscription.id
 
     def test_g2_off_cancels_what_is_pending(self, bus: EventBus) -> None:
         with Gate() as gate:
@@ -311,6 +366,31 @@ class TestEnd:
         subscription.cancel(wait=True)
         gc.collect()
         assert seen == [False]
+
+    @pytest.mark.parametrize("overflow", ["latest", "drop_oldest"])
+    @pytest.mark.parametrize("warm", [0, 3])
+    def test_g18_nothing_is_kept_of_what_was_dropped(self, bus: EventBus, overflow: Any, warm: int) -> None:
+        """And its finalizer runs outside of steps."""
+        seen: list[bool] = []
+
+        class Payload:
+            def __del__(self) -> None:
+                seen.append(threading.get_ident() in steps)
+
+        with Gate() as gate:
+            bus.on("a", gate, max_pending=1, overflow=overflow)
+            gate.let(warm)
+            for _ in range(warm):
+                bus.emit("a").wait(BOUND)
+            bus.emit("a")
+            gate.entered(warm + 1)
+            for number in range(3):
+                bus.emit("a", Payload())
+                gc.collect()
+                assert seen == [False] * number
+            bus.emit("a")
+            gc.collect()
+            assert seen == [False] * 3
 
     def test_its_latencies_stay_with_the_bus_each_with_its_like(self, bus: EventBus) -> None:
         subscription, other = bus.on("a", Log()), bus.on("b", Log())

@@ -487,3 +487,27 @@ def test_the_more_deliveries_an_event_has_the_longer_none_is_measured_after_it(
     assert measured("one") == [3, 3]
     now += 0.0015
     assert measured("one") == [3, 4]
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_latencies_are_from_the_emit_to_the_begin_and_from_there_to_the_end(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch, warm: int
+) -> None:
+    now, wall, lasts = [1000.0], [1e9], [0.0, 0.0]
+
+    def lasting(index: int) -> Any:
+        def handler(payload: Any) -> None:
+            now[0] += lasts[index]
+
+        return handler
+
+    monkeypatch.setattr(primitives, "monotonic", lambda: now[0])
+    monkeypatch.setattr(primitives, "wall_clock", lambda: wall[0])
+    first, second = (bus.on("a", lasting(index), inline=True) for index in range(2))
+    for _ in range(warm):
+        bus.emit("a")
+    wall[0] += 1.0  # so that this is measured
+    lasts[:] = 0.25, 0.5
+    bus.emit("a")
+    assert [each.stats().wait.max for each in (first, second)] == [0.0, 0.25]
+    assert [each.stats().run.max for each in (first, second)] == [0.25, 0.5]
