@@ -525,3 +525,17 @@ def test_g19_what_is_told_on_bus_error_is_caused_by_the_event_whose_handler_fail
     bus.drain(BOUND)
     soon(lambda: len(told) == 3)
     assert [each.parent_id for each in told] == [each.event_id for each in receipts]
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g5_the_error_of_a_key_function_is_told_as_it_is(bus: EventBus, warm: int) -> None:
+    error = ValueError("on purpose")
+    told: list[HandlerError] = []
+    bus.on("bus/error", lambda payload: told.append(payload), payload=HandlerError)
+    bus.on("a", lambda _: None, key=raising(error))
+    for _ in range(warm + 1):
+        receipt = bus.emit("a").wait(BOUND)
+        assert receipt.outcomes[0].error is error
+    bus.drain(BOUND)
+    soon(lambda: len(told) == warm + 1)
+    assert {id(each.error) for each in told} == {id(error)}

@@ -54,45 +54,63 @@ def test_g3_each_delivery_is_counted_once(bus: EventBus, inline: bool, warm: int
     settled(bus)
 
 
-def test_g10_a_drain_waits_for_what_a_handler_has_emitted_thus(bus: EventBus) -> None:
-    """Though the drain had begun by then: it belongs to what the handler was called for."""
-    with Team() as team, Gate() as gate:
-        last = Log()
+@pytest.mark.parametrize("way", ["put off", "in a step", "in sections"])
+def test_g10_a_drain_waits_for_what_a_handler_emits_though_it_had_begun_by_then(bus: EventBus, way: str) -> None:
+    """What it causes belongs to what the handler was called for."""
+    with Team() as team, Gate() as last, Gate() as first:
 
         def handler(payload: Any) -> None:
-            gate(payload)
-            put_off(bus, "last", "put off")
-
-        def slow(payload: Any) -> None:
-            assert not drains.is_set()
-            last(payload)
+            first(payload)
+            if way == "put off":
+                put_off(bus, "last")
+            else:
+                bus.emit("last", follow=way == "in a step")
 
         bus.on("a", handler)
-        bus.on("last", slow)
-        bus.emit("a")
-        gate.entered()
-
-        def drain() -> None:
-            bus.drain(BOUND)
-            drains.set()
-
-        drains = Flag()
-        thread = team.add(drain)
+        bus.on("last", last)
+        last.let(3)
+        for _ in range(3):
+            bus.emit("last").wait(BOUND)
+        receipt = bus.emit("a")
+        first.entered()
+        thread = team.add(bus.drain, BOUND)
         team.go()
         sleeps(thread)
-        gate.open()
-        assert last.reached(1) == ["put off"]
+        (drain,) = bus._engine.drains
+        first.open()
+        receipt.wait(BOUND)
+        last.entered(4)
+        assert not drain.done
+        assert bus._engine.drains == [drain]
+        last.open()
+        thread.join(BOUND)
+        assert drain.done
 
 
-class Flag:
-    def __init__(self) -> None:
-        self.value = False
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g4_what_they_emit_comes_after_what_was_put_off_before_it(bus: EventBus, warm: int) -> None:
+    """A thread's calls keep their order."""
+    order: list[str] = []
 
-    def set(self) -> None:
-        self.value = True
+    def a(payload: Any) -> None:
+        order.append("a")
+        bus.emit("c")
 
-    def is_set(self) -> bool:
-        return self.value
+    bus.on("a", a, inline=True)
+    for topic in "bc":
+        bus.on(topic, lambda _, topic=topic: order.append(topic), inline=True)
+    for _ in range(warm):
+        for topic in "abc":
+            bus.emit(topic)
+    order.clear()
+
+    def step() -> None:
+        bus.emit("a")
+        bus.emit("b")
+
+    bus._engine.monitor.run(step)
+    assert order == ["a", "b", "c"]
+    assert not bus._engine.monitor.deferred
 
 
 def test_g10_of_a_closing_bus_its_own_are_taken_and_others_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -129,40 +147,63 @@ def test_g10_of_a_closing_bus_its_own_are_taken_and_others_refused(caplog: pytes
 
 @pytest.mark.usefixtures("in_python")
 def test_g2_what_has_been_cancelled_since_the_emit_took_effect_is_settled_as_that(
-    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Between its sections anything can come; here as a step is asked to admit what a section cannot."""
-    monkeypatch.setattr(engine_module, "SAMPLE_SECONDS", float("inf"))
     admit = Engine._admit_rest
 
     def cancelled_before(engine: Engine, deliveries: Any, done: int) -> None:
         monkeypatch.undo()
         for subscription in (second, third):
             engine._cancel(subscription._box, False)
+        assert list(engine.leftovers) == [second.id]  # a call of it goes on
         admit(engine, deliveries, done)
 
-    with Gate() as gate:
+    with EventBus("test", workers=3) as bus, Gate() as gate:
+        log = Log()
         first = bus.on("a", gate, max_pending=1, overflow="drop_oldest")
         second = bus.on("a", gate)
-        third = bus.on("a", gate, observer=True)
-        receipts = [bus.emit("a", number) for number in range(2)]
-        gate.entered(1)
+        third = bus.on("a", log, observer=True)
+        for number in range(2):
+            bus.emit("a", number)
+        gate.entered(2)
+        soon(lambda: third.stats().delivered == 2)
         monkeypatch.setattr(Engine, "_admit_rest", cancelled_before)
         bus.emit("a", 2)
-        receipts.append(bus.emit("a", 3))
+        bus.emit("a", 3)
+        gate.open()
+        bus.drain(BOUND)
+        assert [first.active, second.active, third.active] == [True, False, False]
+        settled(bus)
+        totals = bus.stats().totals
+        assert (totals.deliveries, totals.delivered, totals.cancelled, totals.dropped) == (10, 5, 3, 2)
+
+
+@pytest.mark.usefixtures("in_python")
+def test_g3_those_whose_turn_it_was_before_a_step_was_wanted_have_a_worker() -> None:
+    """An emit of which the first mailbox wants no more than an append, and the second a step."""
+    log = Log()
+    with EventBus("test", workers=2) as bus, Gate() as gate:
+        bus.on("a", log)
+        bus.on("a", gate, max_pending=1, overflow="drop_oldest")
+        for number in range(5):
+            bus.emit("a", number)
+            assert log.reached(number + 1)[-1] == number
+            soon(lambda: len(bus._engine.dispatcher.idle) == 1)
+
+
+@pytest.mark.usefixtures("in_python")
+def test_latencies_of_what_wants_a_step_are_measured_no_more_often(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "SAMPLE_SECONDS", float("inf"))
+    with Gate() as gate:
+        subscription = bus.on("a", gate, max_pending=1, overflow="drop_oldest")
+        for number in range(10):
+            bus.emit("a", number)
+            gate.entered()
     bus.drain(BOUND)
-    assert not second.active
-    assert not third.active
-    for receipt in receipts:
-        assert receipt.wait(BOUND).done
-    assert Status.CANCELLED in {outcome.status for receipt in receipts for outcome in receipt.outcomes}
-    assert first.stats().pending == 0
-    settled(bus)
-    totals = bus.stats().totals
-    assert totals.deliveries == sum(
-        (totals.delivered, totals.failed, totals.timed_out, totals.cancelled, totals.dropped, totals.rejected)
-    )
-    assert totals.cancelled >= 2
+    assert (subscription.stats().delivered, subscription.stats().wait.count) == (2, 1)  # of the first
 
 
 @pytest.mark.parametrize("warm", [0, 3])
