@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kit import BOUND, LONG, Gate, Log, Team, at_rest, soon
 
-from eventbus import EventBus, Status
+from eventbus import DispatcherError, EventBus, Status
 from eventbus._engine import dispatcher, engine, hot, primitives
 from eventbus._engine.dispatcher import Dispatcher
 
@@ -307,6 +307,50 @@ class TestNumbers:
             gate.open()
             bus.drain(BOUND)
             soon(lambda: not any(at_rest(bus)))
+
+    def test_g7_whoever_is_tried_for_again_is_one_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with EventBus("test", workers=4) as bus, Gate() as gate:
+            pool = bus._engine.dispatcher
+            for topic in "abc":
+                bus.on(topic, gate)
+            for number, topic in enumerate("ab", 1):
+                bus.emit(topic)
+                gate.entered(number)
+            with monkeypatch.context() as patch:
+                patch.setattr(primitives, "start_thread", refuse)
+                bus.emit("c")
+                assert (pool.threads, pool.computing, len(pool.ready)) == (2, 2, 1)
+            bus._engine.look(pool.retry)
+            gate.entered(3)
+            assert (pool.threads, pool.computing, len(pool.ready)) == (3, 3, 0)
+            gate.open()
+            bus.drain(BOUND)
+            soon(lambda: not any(at_rest(bus)))
+
+    def test_g8_where_the_watch_has_no_thread_a_wait_for_what_nobody_takes_raises(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only the timer's thread would find that the one worker is stuck."""
+
+        def refuse(*args: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        log = Log()
+        bus.on("b", log)
+        with Gate() as gate:
+            bus.on("a", gate)
+            bus.emit("a")
+            gate.entered()
+            with monkeypatch.context() as patch:
+                patch.setattr(primitives, "start_thread", refuse)
+                receipt = bus.emit("b", 1)
+                with pytest.raises(DispatcherError, match="no thread can be started"):
+                    receipt.wait(BOUND)
+        assert receipt.wait(BOUND).done
+        assert log.items == [1]
 
     def test_g7_no_more_than_max_workers_and_the_next_that_returns_takes_what_is_ready(self) -> None:
         log = Log()

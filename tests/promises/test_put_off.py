@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 
-from eventbus import BusClosedError, Event, EventBus, Receipt, Status, Subscription
+from eventbus import BusClosedError, DeadlockError, Event, EventBus, Receipt, Status, Subscription
 from eventbus._engine import engine as engine_module
 from eventbus._engine import hot
 from eventbus._engine.engine import CLOSING, Engine
@@ -302,6 +302,15 @@ class TestCancels:
         assert not subscription.active
         assert cancel(subscription.cancel) is False
         assert bus.subscriptions() == ()
+
+    def test_g8_its_end_cannot_be_waited_for_there(self, bus: EventBus) -> None:
+        with Gate() as gate:
+            subscription = bus.on("a", gate, name="mine")
+            bus.emit("a")
+            gate.entered()
+            with pytest.raises(DeadlockError, match=r"^cannot wait for the end of mine here: "):
+                bus._engine.monitor.run(lambda: subscription.cancel(wait=True))
+            assert not subscription.active
 
     @pytest.mark.parametrize("drain", [False, True])
     def test_g2_what_was_pending_is_cancelled_or_run_first(self, bus: EventBus, drain: bool) -> None:
