@@ -231,13 +231,14 @@ class TestPutOff:
             monitor.defer_alone(lambda: order.append("alone"))
             assert list(monitor.deferred) == [threading.get_ident()]
             monitor.run(order.append, "goes on")
+            order.append("ends")
 
         def step() -> None:
             monitor.defer(begun)
             monitor.defer(lambda: order.append("never"))
 
         monitor.run(step)
-        assert order == ["begun", "goes on", "alone"]
+        assert order == ["begun", "goes on", "ends", "alone"]
         assert not monitor.deferred
 
     def test_g11_so_it_does_where_nothing_was_put_off(self, monitor: Monitor) -> None:
