@@ -96,8 +96,9 @@ class TestBlocked:
 
     @pytest.mark.parametrize("slice_seconds", [0.0, LONG])
     @pytest.mark.parametrize("concurrency", [1, 2])
+    @pytest.mark.parametrize("follow", [False, True])  # which takes a step
     def test_g3_a_mailbox_stands_in_the_ready_queue_once(
-        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, slice_seconds: float, concurrency: int
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, slice_seconds: float, concurrency: int, follow: bool
     ) -> None:
         """However its worker came to leave it, and whatever is emitted then."""
         monkeypatch.setattr(dispatcher, "SLICE_SECONDS", slice_seconds)
@@ -111,7 +112,7 @@ class TestBlocked:
                     gate.let()
                     gate.entered(number)
                 for topic in "abab":
-                    bus.emit(topic)
+                    bus.emit(topic, follow=follow)
                 assert len(ready) == len(set(ready))
         bus.drain(BOUND)
 

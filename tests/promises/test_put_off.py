@@ -108,8 +108,11 @@ def test_g4_what_they_emit_comes_after_what_was_put_off_before_it(bus: EventBus,
         bus.emit("a")
         bus.emit("b")
 
+    both = Log()
+    bus.on(["b", "c"], lambda event: both(event.topic), payload=Event)
     bus._engine.monitor.run(step)
     assert order == ["a", "b", "c"]
+    assert both.reached(2) == ["b", "c"]
     assert not bus._engine.monitor.deferred
 
 
@@ -154,7 +157,7 @@ def test_g2_what_has_been_cancelled_since_the_emit_took_effect_is_settled_as_tha
 
     def cancelled_before(engine: Engine, deliveries: Any, done: int) -> None:
         monkeypatch.undo()
-        for subscription in (second, third):
+        for subscription in (second, third, fourth):
             engine._cancel(subscription._box, False)
         assert list(engine.leftovers) == [second.id]  # a call of it goes on
         admit(engine, deliveries, done)
@@ -164,19 +167,20 @@ def test_g2_what_has_been_cancelled_since_the_emit_took_effect_is_settled_as_tha
         first = bus.on("a", gate, max_pending=1, overflow="drop_oldest")
         second = bus.on("a", gate)
         third = bus.on("a", log, observer=True)
+        fourth = bus.on("a", log)
         for number in range(2):
             bus.emit("a", number)
         gate.entered(2)
-        soon(lambda: third.stats().delivered == 2)
+        soon(lambda: third.stats().delivered == fourth.stats().delivered == 2)
         monkeypatch.setattr(Engine, "_admit_rest", cancelled_before)
         bus.emit("a", 2)
         bus.emit("a", 3)
         gate.open()
         bus.drain(BOUND)
-        assert [first.active, second.active, third.active] == [True, False, False]
+        assert [each.active for each in (first, second, third, fourth)] == [True, False, False, False]
         settled(bus)
         totals = bus.stats().totals
-        assert (totals.deliveries, totals.delivered, totals.cancelled, totals.dropped) == (10, 5, 3, 2)
+        assert (totals.deliveries, totals.delivered, totals.cancelled, totals.dropped) == (13, 7, 4, 2)
 
 
 @pytest.mark.usefixtures("in_python")
@@ -416,6 +420,22 @@ class TestEnd:
         subscription.cancel(wait=True)
         gc.collect()
         assert seen == [False]
+
+    @pytest.mark.parametrize("value", [None, object()], ids=str)
+    @pytest.mark.parametrize("inline", [False, True])
+    def test_g12_so_is_what_was_emitted(self, bus: EventBus, inline: bool, value: object) -> None:
+        seen: list[bool] = []
+
+        class Payload:
+            def __del__(self) -> None:
+                seen.append(threading.get_ident() in steps)
+
+        bus.on("a", lambda _: value, inline=inline)
+        for number in range(4):
+            bus.emit("a", Payload())
+            bus.drain(BOUND)
+            soon(lambda number=number: gc.collect() >= 0 and len(seen) == number + 1)
+        assert seen == [False] * 4
 
     @pytest.mark.parametrize("overflow", ["latest", "drop_oldest"])
     @pytest.mark.parametrize("warm", [0, 3])
