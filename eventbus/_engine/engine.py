@@ -74,8 +74,8 @@ T = TypeVar("T")
 
 _REMEDY = "; use it before it is closed, or make another bus"
 LOOP_SECONDS = 0.5  # between looks at the loops, for one that was closed, while somebody waits
-# The latencies of one delivery in so long are measured, on average, and of the first of each subscription: all those of
-# an event, and then none for as many times as long. What is measured takes a step to settle.
+# The latencies of one delivery in so long are measured, on average: all those of an event, and then none for as many
+# times as long. What is measured takes a step to settle.
 SAMPLE_SECONDS = 0.001
 
 
@@ -189,6 +189,7 @@ class Engine:
         receipt = make(self, topic, payload, copy_context(), now, next(self.seqs))
         if not 0.0 <= now - self.sampled < SAMPLE_SECONDS * self.sampled_size:  # after a jump of the clock, once more
             self.sampled = now
+            self.sampled_size = 1  # until it is known
             receipt._mark = primitives.monotonic()
         if headers is not None:
             receipt._headers = headers
@@ -229,8 +230,6 @@ class Engine:
         inlining = self.inlining
         epoch = self.epoch if cause is None or cause.epoch is None else cause.epoch
         deliveries = [Delivery(receipt, box, epoch) for box in boxes]
-        if receipt._mark:
-            self.sampled_size = size or 1
         if all_inline:
             place(deliveries)
         counted = deliveries if route.counted == size else [each for each in deliveries if not each.box.observer]
@@ -259,6 +258,8 @@ class Engine:
             if not accepted:
                 self._emit_in_step(receipt, cause, require, own)
                 return
+            if receipt._mark:
+                self.sampled_size = size or 1
             if all_inline:
                 run_inline(self, receipt, deliveries)
                 return

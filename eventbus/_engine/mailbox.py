@@ -211,7 +211,11 @@ class Mailbox:
             self.schedule()
 
     def _overflow(self, delivery: Delivery) -> None:
-        self.schedule()  # it is, unless no thread could be started: this emit has that tried again
+        # Whoever is next is scheduled, unless no thread could be started: then this emit has that tried again.
+        if self.lane is not None:
+            self.lane.offer()
+        else:
+            self.schedule()
         policy = self.options.overflow
         if policy == "latest" and self.replace(delivery):
             return

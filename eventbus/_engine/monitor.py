@@ -63,6 +63,7 @@ class Line(deque[Late]):
     """The calls that one thread has put off."""
 
     depth = 0  # how many of them are being caught up with, each within a handler of the one before
+    paused = False  # while what a step of one has left to do is done: that takes steps, before its inline handlers run
 
 
 class Monitor:
@@ -191,10 +192,16 @@ class Monitor:
 
     def flush(self, late: bool = False) -> None:
         """Do what steps have left to do outside of the lock. Never within a step. ``late``: as for :meth:`run`."""
-        if self.deferred and not late:
-            self._catch_up()
+        line = None
+        if self.deferred:
+            if late:
+                line = self.deferred.get(primitives.get_ident())
+            else:
+                self._catch_up()
         taken: list[Callable[[], None]] = []
         try:
+            if line is not None:
+                line.paused = True
             after = self.after
             while True:  # thus, or the jump back would stand outside of the try: tests/house/test_jumps.py
                 if not after:
@@ -210,6 +217,9 @@ class Monitor:
             self.after.extend(taken)
             _quietly(self.flush)
             raise
+        finally:
+            if line is not None:
+                line.paused = False
 
     def _catch_up(self) -> None:
         ident = primitives.get_ident()
@@ -218,7 +228,7 @@ class Monitor:
             if late is None:
                 self.run(self._forget_line, ident)
                 continue
-            if late.begun:
+            if late.begun or line.paused:
                 return  # it is further up on this stack, and the rest follows from there
             try:
                 late.begun = True

@@ -219,7 +219,7 @@ class CloseReport(Figures):
 class Latency(Figures):
     """A distribution of seconds: quantiles are exact to about 5 %.
 
-    Sampled: the first delivery of each subscription, and one a millisecond on average, is measured.
+    Sampled: on average, one delivery a millisecond is measured.
 
     Attributes:
         count: How many samples were taken.

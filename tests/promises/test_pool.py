@@ -13,7 +13,7 @@ import pytest
 from kit import BOUND, LONG, Gate, Log, Team, at_rest, soon
 
 from eventbus import DispatcherError, EventBus, Status
-from eventbus._engine import dispatcher, engine, hot, primitives
+from eventbus._engine import dispatcher, hot, primitives
 from eventbus._engine.dispatcher import Dispatcher
 
 
@@ -25,7 +25,8 @@ class Alarm(BaseException):
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "WATCH_SECONDS", LONG)
     monkeypatch.setattr(dispatcher, "SLICE_SECONDS", LONG)
-    monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
+    monkeypatch.setattr(dispatcher, "IDLE_SECONDS", LONG)
+    monkeypatch.setattr(primitives, "wall_clock", lambda: 1e9)  # so that latencies are measured once
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ class TestBlocked:
                 gate.entered(number)
                 if number:
                     gate.let()
-                    gate.entered(number)
+                    gate.entered(number + 1)
                 for topic in "abab":
                     bus.emit(topic, follow=follow)
                 assert len(ready) == len(set(ready))
@@ -432,7 +433,6 @@ class TestBroken:
     @pytest.mark.usefixtures("in_python")
     def test_g12_after_an_idle_one_was_chosen(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         """And before anybody was told to wake it."""
-        monkeypatch.setattr(dispatcher, "IDLE_SECONDS", LONG)
         log = Log()
         bus.on("a", log)
         bus.emit("a", 1)

@@ -16,8 +16,8 @@ import pytest
 from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 
 from eventbus import BusClosedError, DeadlockError, Event, EventBus, Receipt, Status, Subscription
+from eventbus._engine import dispatcher, hot
 from eventbus._engine import engine as engine_module
-from eventbus._engine import hot
 from eventbus._engine.engine import CLOSING, Engine
 from eventbus._engine.mailbox import ENDED, Mailbox
 from eventbus._engine.monitor import steps
@@ -85,6 +85,34 @@ def test_g10_a_drain_waits_for_what_a_handler_emits_though_it_had_begun_by_then(
         last.open()
         thread.join(BOUND)
         assert drain.done
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_g4_inline_handlers_see_them_in_order_though_threads_are_started_for_others(
+    bus: EventBus, warm: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a test of mutants: starting a thread takes a step, and that caught up with the next one."""
+    monkeypatch.setattr(dispatcher, "IDLE_SECONDS", 0.001)
+    seen: list[str] = []
+
+    def inline(event: Event) -> None:
+        seen.append(event.topic)
+
+    bus.on(["a", "b", "c"], inline, inline=True)
+    bus.on(["a", "b", "c"], Log())
+
+    def step() -> None:
+        for topic in "abc":
+            bus.emit(topic)
+
+    for _ in range(warm):
+        step()
+    bus.drain(BOUND)
+    soon(lambda: not bus._engine.dispatcher.alive)
+    seen.clear()
+    bus._engine.monitor.run(step)
+    assert seen == ["a", "b", "c"]
+    assert not bus._engine.monitor.deferred
 
 
 @pytest.mark.parametrize("warm", [0, 3])
@@ -170,7 +198,7 @@ def test_g2_what_has_been_cancelled_since_the_emit_took_effect_is_settled_as_tha
         fourth = bus.on("a", log)
         for number in range(2):
             bus.emit("a", number)
-        gate.entered(2)
+            gate.entered(2)
         soon(lambda: third.stats().delivered == fourth.stats().delivered == 2)
         monkeypatch.setattr(Engine, "_admit_rest", cancelled_before)
         bus.emit("a", 2)
@@ -418,7 +446,7 @@ class TestEnd:
         bus.emit("a").wait(BOUND)
         bus.drain(BOUND)
         subscription.cancel(wait=True)
-        gc.collect()
+        soon(lambda: gc.collect() >= 0 and seen)
         assert seen == [False]
 
     @pytest.mark.parametrize("value", [None, object()], ids=str)
