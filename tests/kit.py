@@ -215,7 +215,7 @@ def sleeps(thread: threading.Thread) -> None:
         return (
             frame is not None
             and frame.f_code.co_name == "sleep"
-            and str(frame.f_globals.get("__name__")).startswith("eventbus")
+            and frame.f_globals.get("__name__") == "eventbus._engine.primitives"
         )
 
     soon(asleep, f"{thread.name} waiting inside the bus")

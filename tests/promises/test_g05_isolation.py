@@ -539,3 +539,24 @@ def test_g5_the_error_of_a_key_function_is_told_as_it_is(bus: EventBus, warm: in
     bus.drain(BOUND)
     soon(lambda: len(told) == warm + 1)
     assert {id(each.error) for each in told} == {id(error)}
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_g5_each_handler_that_returns_something_to_be_awaited_has_failed(bus: EventBus, inline: bool) -> None:
+    """The first of a burst or not: nobody here would await it."""
+
+    class Later:
+        def __await__(self) -> Any:
+            yield
+
+    bus.on("a", lambda _: Later(), inline=inline)
+    receipts = [bus.emit("a") for _ in range(5)]
+    assert [each.wait(BOUND).outcomes[0].status for each in receipts] == [Status.FAILED] * 5
+
+
+def test_g21_an_observer_alone_hears_of_errors(bus: EventBus) -> None:
+    told = Log()
+    bus.on("bus/error", lambda payload: told(type(payload.error)), observer=True)
+    bus.on("a", raising(ValueError("on purpose")))
+    bus.emit("a")
+    assert told.reached(1) == [ValueError]

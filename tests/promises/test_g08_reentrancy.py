@@ -616,6 +616,33 @@ class TestCycles:
         assert statuses(bus.emit("follower", "start")) == [Status.DELIVERED]
         assert names(errors[0], "follower")
 
+    def test_g8_of_two_that_wait_for_the_same_only_the_one_behind_whom_something_stands_is_told(
+        self, bus: EventBus
+    ) -> None:
+        receipts: list[Receipt] = []
+        errors: dict[str, DeadlockError | None] = {}
+
+        def waits(payload: Any) -> None:
+            if payload in ("one", "two"):
+                errors[payload] = told(lambda: receipts[0].wait(BOUND))
+
+        def chain(_: Any) -> None:
+            soon(lambda: bus.stats().pool.waiting == 2)
+            bus.emit("one", "behind")
+
+        with Gate() as gate:
+            bus.on("one", waits, name="one")
+            bus.on("two", waits, name="two")
+            bus.on("chain", gate)
+            bus.on("chain", chain)
+            receipts.append(bus.emit("chain", follow=True))
+            gate.entered()
+            asked = [bus.emit(topic, topic) for topic in ("one", "two")]
+            assert statuses(asked[0]) == [Status.DELIVERED]
+        assert statuses(asked[1]) == [Status.DELIVERED]
+        assert names(errors["one"], "one")
+        assert errors["two"] is None
+
     def test_g8_after_the_error_everything_goes_on(self, bus: EventBus) -> None:
         """The same cycle again and again: nothing of it stays behind."""
         bus.on("a", lambda payload: told(bus.emit("a", "behind").wait) and "told" if payload == "start" else None)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
 
-from eventbus import BusClosedError, DeadlockError, Event, EventBus, Receipt, Status, Subscription
-from eventbus._engine import dispatcher, hot
+from eventbus import BusClosedError, DeadlockError, Event, EventBus, NoHandlerError, Receipt, Status, Subscription
+from eventbus._engine import dispatcher, hot, primitives
 from eventbus._engine import engine as engine_module
 from eventbus._engine.engine import CLOSING, Engine
 from eventbus._engine.mailbox import ENDED, Mailbox
@@ -146,8 +146,7 @@ def test_g4_what_they_emit_comes_after_what_was_put_off_before_it(bus: EventBus,
 
 def test_g10_of_a_closing_bus_its_own_are_taken_and_others_refused(caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
-    bus = EventBus("closes")
-    with Team() as team, Gate() as gate:
+    with EventBus("closes") as bus, Team() as team, Gate() as gate:
         engine = bus._engine
         bus.on("bus/late", log)
         for _ in range(2):
@@ -222,6 +221,23 @@ def test_g3_those_whose_turn_it_was_before_a_step_was_wanted_have_a_worker() -> 
             bus.emit("a", number)
             assert log.reached(number + 1)[-1] == number
             soon(lambda: len(bus._engine.dispatcher.idle) == 1)
+
+
+def test_latencies_of_a_first_delivery_are_measured_though_an_emit_was_refused_before_it(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subscription that is not used much has figures, too."""
+    monkeypatch.setattr(primitives, "wall_clock", lambda: 1e9)
+    bus.on("a", Log(), inline=True)
+    bus.emit("a")
+    subscription = bus.on("b", Log())
+    for _ in range(2):
+        with pytest.raises(NoHandlerError):
+            bus.emit("b", require=2)
+    for _ in range(3):
+        bus.emit("b").wait(BOUND)
+    bus.drain(BOUND)
+    assert subscription.stats().wait.count == 1
 
 
 @pytest.mark.usefixtures("in_python")
@@ -519,8 +535,7 @@ class TestEnd:
 
 @pytest.mark.parametrize("room", [None, 1])
 def test_g10_a_close_counts_what_it_cancels_in_line_or_not(room: int | None) -> None:
-    bus = EventBus("closes")
-    with Team() as team, Gate() as gate:
+    with EventBus("closes") as bus, Team() as team, Gate() as gate:
         subscription = bus.on("a", gate, max_pending=room)
         bus.emit("a", 0)
         gate.entered()
