@@ -49,7 +49,7 @@ ABOUT = {
     "inline": "test_g04_inline test_g04 test_g05 test_g08 test_g14",
     "call": "test_g05 test_g14 test_g15",
     "engine": "test_put_off test_g0 test_g10 test_g12 test_g13 test_g15 test_g17 test_g19 test_g2 test_lookup"
-    " test_stats test_steps test_deadlines test_mailbox test_faults",
+    " test_stats test_steps test_deadlines test_mailbox test_faults test_homeless test_ending",
     "dispatcher": "test_pool test_g08 test_g03 test_g05 test_g07 test_g09 test_g10 test_g12 test_g20 test_stats"
     " test_meetings test_faults",
     "flow": "test_flows",

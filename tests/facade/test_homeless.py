@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
-from kit import BOUND, settled
+from kit import BOUND, Team, settled, sleeps, soon
 
 from eventbus import EventTimeoutError
 from eventbus_async import AsyncEventBus
@@ -72,3 +74,83 @@ def test_g06_a_wait_in_vain_names_the_handler_that_no_loop_has_served() -> None:
     ):
         bus.emit("a").wait(0)
     bus.bus.close(BOUND)
+
+
+def test_g9_a_full_mailbox_that_no_loop_runs_rejects_and_says_so() -> None:
+    with AsyncEventBus().bus as core:
+        bus = AsyncEventBus(core)
+
+        @bus.on("a", max_pending=1, name="mine")
+        async def never(_: Any) -> None:
+            raise AssertionError("no loop runs")
+
+        first, second = bus.emit("a"), bus.emit("a")
+        assert not first.done
+        (outcome,) = second.outcomes
+        assert outcome.status == "rejected"
+        assert str(outcome.error) == (
+            "the mailbox of mine is full (1 pending) and no loop runs it yet; the delivery of 'a' was rejected"
+        )
+
+
+def test_g13_one_look_at_loops_is_planned_however_many_wait() -> None:
+    """For one that was closed meanwhile; each look plans the next while somebody waits."""
+
+    async def main() -> int:
+        bus = AsyncEventBus()
+
+        @bus.on("a")
+        async def handler(_: Any) -> None:
+            pass
+
+        await bus.emit("a")
+        engine = bus.bus._engine
+        assert engine.executors
+
+        def plan() -> int:
+            for _ in range(5):
+                engine.watch_loops()
+            return sum(entry is not None for entry in engine.timer._heap)
+
+        planned = engine.look(plan)
+        await bus.close()
+        return planned
+
+    assert asyncio.run(main()) == 1
+
+
+def test_g10_a_drain_does_not_wait_for_what_has_lost_its_loop() -> None:
+    """It is told, though nothing else happens."""
+    loop = asyncio.new_event_loop()
+    bus = AsyncEventBus()
+    core = bus.bus
+    entered, gate = threading.Event(), threading.Event()
+
+    async def bind() -> None:
+        @bus.on("a")
+        async def handler(_: Any) -> None:
+            entered.set()
+            gate.wait(BOUND)
+
+    def live() -> None:
+        try:
+            loop.run_until_complete(bind())
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    with Team() as team:
+        thread = team.add(live)
+        team.go()
+        soon(lambda: core.subscriptions())
+        receipts = [core.emit("a", number) for number in range(2)]
+        assert entered.wait(BOUND)
+        drain = team.add(core.drain, BOUND)
+        sleeps(drain)
+        loop.call_soon_threadsafe(loop.stop)
+        gate.set()
+        thread.join(BOUND)
+        drain.join(BOUND)
+        assert not drain.is_alive()
+    core.close(0)
+    assert all(each.done for each in receipts)
