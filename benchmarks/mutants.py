@@ -156,7 +156,7 @@ def plain(module: str, names: list[str]) -> None:
             source.write_text(written(whole, name))
             code = run(copy)
             print(f"{number} of {len(names)}: {readable(name)}: {code}", file=sys.stderr, flush=True)
-            if code in (1, None):
+            if code is None or code == 1 or code < 0:  # a signal: the C was given what it is never given
                 state = json.loads(kept.read_text())
                 state["exit_code_by_key"][name] = 1
                 kept.write_text(json.dumps(state, indent=4))

@@ -287,7 +287,8 @@ def test_what_is_followed_reaches_keyed_handlers_on_a_topic_that_is_new(bus: Eve
 
 
 class TestMaxDepth:
-    def test_an_emit_that_goes_deeper_raises_with_the_chain(self) -> None:
+    @pytest.mark.parametrize("follow", [False, True])
+    def test_an_emit_that_goes_deeper_raises_with_the_chain(self, follow: bool) -> None:
         errors: list[EventCycleError] = []
         with EventBus(max_depth=3) as bus:
 
@@ -303,7 +304,7 @@ class TestMaxDepth:
 
             bus.on("ping", ping)
             bus.on("pong", pong)
-            bus.emit("ping", follow=True).wait(BOUND)
+            bus.emit("ping", follow=follow).wait(BOUND)
             bus.drain(BOUND)
             assert bus.stats().events == 4  # depths 0 to 3
         (error,) = errors
