@@ -545,3 +545,66 @@ def test_g10_a_close_counts_what_it_cancels_in_line_or_not(room: int | None) -> 
         soon(lambda: subscription.stats().pending == 3)
         report = bus.close(0)
         assert report.cancelled == 4
+
+
+class TestBrokenEmits:
+    """A signal handler raises in the midst of one that has taken effect: what was not admitted is cancelled (G12)."""
+
+    @pytest.mark.parametrize("admitted", [False, True])
+    @pytest.mark.parametrize("observer", [False, True])
+    @pytest.mark.parametrize("follow", [False, True])
+    def test_g12_in_its_step(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch, admitted: bool, observer: bool, follow: bool
+    ) -> None:
+        offer, receipts = Engine._offer, list[Receipt]()
+
+        def alarmed(engine: Engine, box: Mailbox, delivery: Any, keys: Any) -> None:
+            receipts.append(delivery.receipt)
+            if len(receipts) == 2:
+                monkeypatch.undo()
+                if not admitted:
+                    raise Alarm
+                offer(engine, box, delivery, keys)
+                raise Alarm
+            offer(engine, box, delivery, keys)
+
+        logs = [Log() for _ in range(3)]
+        for index, log in enumerate(logs):
+            bus.on("a", log, overflow="latest", observer=observer and index == 1)  # which no section admits to
+        monkeypatch.setattr(Engine, "_offer", alarmed)
+        with pytest.raises(Alarm):
+            bus.emit("a", 1, follow=follow)
+        bus.drain(BOUND)
+        assert [log.items for log in logs] == [[1], [1] if admitted else [], []]
+        assert receipts[0].wait(BOUND).done
+        second = Status.DELIVERED if admitted else Status.CANCELLED
+        expected = [Status.DELIVERED, *([] if observer else [second]), Status.CANCELLED]
+        assert [each.status for each in receipts[0].outcomes] == expected
+        assert not follow or not receipts[0]._family
+        settled(bus)
+        totals = bus.stats().totals
+        assert (totals.deliveries, totals.delivered, totals.cancelled) == (3, 1 + admitted, 2 - admitted)
+
+    @pytest.mark.usefixtures("in_python")
+    def test_g12_between_its_sections_though_one_has_been_cancelled_since(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def alarmed(engine: Engine, deliveries: Any, done: int) -> None:
+            monkeypatch.undo()
+            engine._cancel(second._box, False)
+            raise Alarm
+
+        with Gate() as gate:
+            first = bus.on("a", gate, max_pending=1, overflow="drop_oldest")
+            second = bus.on("a", Log())
+            bus.emit("a", 0)
+            gate.entered()
+            bus.emit("a", 1)
+            monkeypatch.setattr(Engine, "_admit_rest", alarmed)
+            with pytest.raises(Alarm):
+                bus.emit("a", 2)
+            assert first.stats().pending == 1
+        bus.drain(BOUND)
+        assert (first.stats().delivered, first.stats().cancelled) == (2, 1)
+        settled(bus)
+        assert bus.stats().totals.deliveries == 6
