@@ -11,6 +11,7 @@ import pytest
 from kit import BOUND, Team, settled, sleeps
 
 from eventbus import EventTimeoutError
+from eventbus._engine.engine import Engine
 from eventbus_async import AsyncEventBus
 
 
@@ -146,3 +147,31 @@ def test_g10_a_drain_does_not_wait_for_what_has_lost_its_loop() -> None:
         assert waiter.done
         assert not receipt.done
     assert core.close(0).cancelled == 1
+
+
+def test_g12_an_emit_that_a_signal_handler_breaks_is_mended_where_no_loop_runs_a_handler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Alarm(BaseException):
+        """What a signal handler raises."""
+
+    def alarmed(engine: Engine, box: Any, delivery: Any, keys: Any) -> None:
+        if box.executor is not None:
+            monkeypatch.undo()
+            raise Alarm
+        offer(engine, box, delivery, keys)
+
+    offer = Engine._offer
+    bus = AsyncEventBus()
+
+    @bus.on("a")
+    async def never(_: Any) -> None:
+        raise AssertionError("no loop runs")
+
+    bus.sync_on("a", lambda _: None, overflow="latest")
+    monkeypatch.setattr(Engine, "_offer", alarmed)
+    with pytest.raises(Alarm):
+        bus.emit("a")
+    assert bus.bus.stats().totals.cancelled == 1
+    assert bus.bus.close(BOUND).cancelled == 1
+    settled(bus)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
+from kit import BOUND, LONG, Gate, Log, Team, settled, sleeps, soon
 
 from eventbus import BusClosedError, DeadlockError, Event, EventBus, NoHandlerError, Receipt, Status, Subscription
 from eventbus._engine import dispatcher, hot, primitives
@@ -608,3 +608,35 @@ class TestBrokenEmits:
         assert (first.stats().delivered, first.stats().cancelled) == (2, 1)
         settled(bus)
         assert bus.stats().totals.deliveries == 6
+
+    def test_g12_as_one_is_settled_that_had_been_waiting_for_space(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What tells others of it is done once more, with nothing left of its timer."""
+        complete, calls = Engine._complete, list[Receipt]()
+
+        def alarmed(engine: Engine, receipt: Receipt) -> None:
+            calls.append(receipt)
+            if len(calls) == 2:
+                raise Alarm
+            complete(engine, receipt)
+
+        with Gate() as gate, Team() as team:
+            subscription = bus.on("a", gate, max_pending=1, block_timeout=LONG)
+            bus.emit("a", 0)
+            gate.entered()
+            bus.emit("a", 1)
+            thread = team.add(bus.emit, "a", 2)
+            team.go()
+            sleeps(thread)
+            monkeypatch.setattr(Engine, "_complete", alarmed)
+            with pytest.raises(Alarm):
+                subscription.cancel()
+            monkeypatch.undo()
+            thread.join(BOUND)
+            assert not thread.is_alive()
+            assert calls[1] is calls[2]
+            assert all(each.done for each in calls)
+        bus.drain(BOUND)
+        assert bus.stats().totals.cancelled == 2
+        settled(bus)
