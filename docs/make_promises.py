@@ -103,6 +103,13 @@ def figures() -> list[str]:
             f"{schedules['minutes']:g} minutes with {schedules['processes']} processes on Python "
             f"{schedules['python']}; promises broken: {len(schedules['failures']) or 'none'}."
         )
+    if mutants := kept("mutants.json"):
+        of, left, bare = (sum(each[key] for each in mutants.values()) for key in ("run", "survived", "unexplained"))
+        lines.append(
+            f"- **Mutants** (`python -m benchmarks mutants`): {of:,} in {len(mutants)} modules of the core; the tests "
+            f"notice {of - left:,}. Of the {left} others, which are equal or only slower, {bare or 'none'} is without "
+            "a reason in `benchmarks/mutants.toml`."
+        )
     if soak := kept("soak.json"):
         grown = [
             f"{name.replace(' at rest', '')} {slope['a minute']:+,.0f} ± {slope['noise']:,.0f}"
