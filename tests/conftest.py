@@ -12,6 +12,7 @@ from kit import BOUND, at_rest, settled, soon
 from kit_leaves import leaves_nothing
 
 from eventbus import EventBus
+from eventbus._engine import hot
 
 __all__ = ["bus", "leaves_nothing", "untraced"]
 
@@ -55,3 +56,11 @@ def bus() -> Iterator[EventBus]:
         soon(lambda: not any(at_rest(made)), "a pool at rest")
         assert made.close(BOUND).stuck == ()
         settled(made)
+
+
+@pytest.fixture
+def in_python() -> Iterator[None]:
+    """The hot path in C calls nothing that a test could replace."""
+    before = hot.use(False)
+    yield
+    hot.use(before)

@@ -244,6 +244,15 @@ def settled(bus: Any) -> None:
     assert totals.pending == totals.running == 0, totals
 
 
+class Alarm(BaseException):
+    """What a signal handler raises."""
+
+
+def no_thread(*_: Any) -> Any:
+    """In the place of ``primitives.start_thread``, where the process has as many as it may."""
+    raise RuntimeError("can't start new thread")
+
+
 def at_rest(bus: Any) -> tuple[int, ...]:
     """Of a pool with nothing to do: what it counts and should not. All zero."""
     pool = bus._engine.dispatcher

@@ -15,7 +15,7 @@ import weakref
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, dies, settled, soon, threads_of
+from kit import BOUND, Gate, dies, no_thread, settled, soon, threads_of
 from loops import AsyncGate, LoopThread, others, passes, run, until
 
 from eventbus import BusClosedError, CloseReport, DeadlockError, EventBus, EventTimeoutError, OptionError, Status
@@ -329,16 +329,13 @@ def test_g10_what_no_loop_runs_is_cancelled_before_the_rest_has_drained() -> Non
 
 
 def test_g10_a_close_of_no_time_wants_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
-        raise RuntimeError("can't start new thread")
-
     bus = AsyncEventBus()
     with Gate() as gate:
         bus.on("a", gate)
         receipt = bus.emit("a")
         gate.entered()
         with monkeypatch.context() as patch:
-            patch.setattr(primitives, "start_thread", refuse)
+            patch.setattr(primitives, "start_thread", no_thread)
             bus.close(0)
             assert receipt.outcomes[0].status is Status.CANCELLED
 

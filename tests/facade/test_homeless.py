@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from kit import BOUND, Team, settled, sleeps
+from kit import BOUND, Alarm, Team, settled, sleeps
 
 from eventbus import EventTimeoutError
 from eventbus._engine.engine import Engine
@@ -152,9 +152,6 @@ def test_g10_a_drain_does_not_wait_for_what_has_lost_its_loop() -> None:
 def test_g12_an_emit_that_a_signal_handler_breaks_is_mended_where_no_loop_runs_a_handler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Alarm(BaseException):
-        """What a signal handler raises."""
-
     def alarmed(engine: Engine, box: Any, delivery: Any, keys: Any) -> None:
         if box.executor is not None:
             monkeypatch.undo()

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from kit import BOUND
+from kit import BOUND, no_thread
 
 from eventbus import DeadlockError, EventBus
 from eventbus._engine import primitives
@@ -65,10 +65,7 @@ def test_g8_it_blocks_no_event_loop_unless_it_only_looks(bus: EventBus) -> None:
 def test_it_does_not_insist_on_threads(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it waits for may come from elsewhere."""
 
-    def none_left(*args: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(primitives, "start_thread", none_left)
+    monkeypatch.setattr(primitives, "start_thread", no_thread)
     bus.on("a", lambda payload: None)
     bus.emit("a")
     assert Pause(bus._engine, waiter(), 0.01).block() is False

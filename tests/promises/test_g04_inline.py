@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
+from kit import BOUND, Alarm, Gate, Log, Team, settled, sleeps, soon
 from pydantic import BaseModel
 
 from eventbus import DeadlockError, Event, EventBus, PayloadError, Receipt, Status, Subscription
-from eventbus._engine import engine, hot, inline, primitives
+from eventbus._engine import engine, inline, primitives
 from eventbus._engine.delivery import RUNNING, running_here
 from eventbus._engine.engine import Engine
 from eventbus._engine.inline import end_inline
@@ -27,22 +27,10 @@ class Order(BaseModel):
     id: int
 
 
-class Alarm(BaseException):
-    """What a signal handler raises."""
-
-
 @pytest.fixture(autouse=True)
 def unsampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the first of each subscription; what has its latencies measured is settled in a step."""
     monkeypatch.setattr(engine, "SAMPLE_SECONDS", float("inf"))
-
-
-@pytest.fixture
-def in_python() -> Iterator[None]:
-    """The hot path in C calls nothing that a test could replace."""
-    before = hot.use(False)
-    yield
-    hot.use(before)
 
 
 class Handlers:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
+from kit import BOUND, Gate, Log, Team, no_thread, settled, sleeps, soon
 
 from eventbus import (
     DeadlockError,
@@ -262,13 +262,10 @@ class TestThePool:
         inner: list[Receipt] = []
         outside = threading.current_thread()
 
-        def refuse(*_: Any) -> Any:
-            raise RuntimeError("can't start new thread")
-
         def handler(_: Any) -> None:
             sleeps(outside)  # else its wait might find that no thread can be started, too
             with monkeypatch.context() as patch:
-                patch.setattr(primitives, "start_thread", refuse)
+                patch.setattr(primitives, "start_thread", no_thread)
                 inner.append(bus.emit("inner"))
                 inner[0].wait(BOUND)
 
@@ -279,12 +276,9 @@ class TestThePool:
         assert inner[0].wait(BOUND).results() == ["inner"]  # it is not lost
 
     def test_g8_a_look_wants_no_thread(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: Any) -> Any:
-            raise RuntimeError("can't start new thread")
-
         bus.on("a", Log())
         with monkeypatch.context() as patch:
-            patch.setattr(primitives, "start_thread", refuse)
+            patch.setattr(primitives, "start_thread", no_thread)
             with pytest.raises(EventTimeoutError):
                 bus.emit("a").wait(0)
 
@@ -295,11 +289,8 @@ class TestThePool:
         log = Log()
         bus.on("a", log)
 
-        def refuse(*_: Any) -> Any:
-            raise RuntimeError("can't start new thread")
-
         with monkeypatch.context() as patch:
-            patch.setattr(primitives, "start_thread", refuse)
+            patch.setattr(primitives, "start_thread", no_thread)
             whole = (
                 "^no thread can be started for the deliveries that this wait depends on; free some threads of the"
                 " process$"

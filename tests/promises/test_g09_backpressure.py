@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, settled, sleeps, soon
+from kit import BOUND, Gate, Log, Team, no_thread, settled, sleeps, soon
 
 from eventbus import Event, EventBus, HandlerError, MailboxFullError, Receipt, Status, Subscription
 from eventbus._engine import primitives
@@ -672,14 +672,11 @@ def test_g9_an_emit_to_a_full_mailbox_has_it_tried_again_to_start_a_thread(
 ) -> None:
     """Where none could be started, and whatever becomes of the emit itself."""
 
-    def refuse(*args: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
     log = Log()
     subscription = bus.on("t", log, max_pending=1, overflow=overflow)
     with Team() as team:
         with monkeypatch.context() as patch:
-            patch.setattr(primitives, "start_thread", refuse)
+            patch.setattr(primitives, "start_thread", no_thread)
             bus.emit("t", 1)
             second = team.add(bus.emit, "t", 2)
             team.go()
@@ -698,15 +695,12 @@ def test_g9_an_emit_to_a_full_mailbox_has_it_tried_again_to_start_a_thread(
 
 
 def test_g20_in_a_lane_that_is_for_whoever_is_next(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
     log = Log()
     bus.on("a", log, lane="lane")
     bus.on("b", log, lane="lane", max_pending=1)
     with Team() as team:
         with monkeypatch.context() as patch:
-            patch.setattr(primitives, "start_thread", refuse)
+            patch.setattr(primitives, "start_thread", no_thread)
             bus.emit("a", 1)
             bus.emit("b", 2)
         team.add(bus.emit, "b", 3)

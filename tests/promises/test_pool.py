@@ -6,19 +6,15 @@ The looks of the watch are made by the tests themselves: on a busy machine any w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kit import BOUND, LONG, Gate, Log, Team, at_rest, soon
+from kit import BOUND, LONG, Alarm, Gate, Log, Team, at_rest, no_thread, soon
 
 from eventbus import DispatcherError, EventBus, Status
-from eventbus._engine import dispatcher, hot, primitives
+from eventbus._engine import dispatcher, primitives
 from eventbus._engine.dispatcher import Dispatcher
-
-
-class Alarm(BaseException):
-    """What a signal handler raises."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +23,6 @@ def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "SLICE_SECONDS", LONG)
     monkeypatch.setattr(dispatcher, "IDLE_SECONDS", LONG)
     monkeypatch.setattr(primitives, "wall_clock", lambda: 1e9)  # so that latencies are measured once
-
-
-@pytest.fixture
-def in_python() -> Iterator[None]:
-    before = hot.use(False)
-    yield
-    hot.use(before)
 
 
 def look(bus: EventBus) -> None:
@@ -313,9 +302,6 @@ class TestNumbers:
             soon(lambda: not any(at_rest(bus)))
 
     def test_g7_whoever_is_tried_for_again_is_one_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*args: Any) -> None:
-            raise RuntimeError("can't start new thread")
-
         with EventBus("test", workers=4) as bus, Gate() as gate:
             pool = bus._engine.dispatcher
             for topic in "abc":
@@ -324,7 +310,7 @@ class TestNumbers:
                 bus.emit(topic)
                 gate.entered(number)
             with monkeypatch.context() as patch:
-                patch.setattr(primitives, "start_thread", refuse)
+                patch.setattr(primitives, "start_thread", no_thread)
                 bus.emit("c")
                 assert (pool.threads, pool.computing, len(pool.ready)) == (2, 2, 1)
             bus._engine.look(pool.retry)
@@ -339,9 +325,6 @@ class TestNumbers:
     ) -> None:
         """Only the timer's thread would find that the one worker is stuck."""
 
-        def refuse(*args: Any) -> None:
-            raise RuntimeError("can't start new thread")
-
         log = Log()
         bus.on("b", log)
         with Gate() as gate:
@@ -349,7 +332,7 @@ class TestNumbers:
             bus.emit("a")
             gate.entered()
             with monkeypatch.context() as patch:
-                patch.setattr(primitives, "start_thread", refuse)
+                patch.setattr(primitives, "start_thread", no_thread)
                 receipt = bus.emit("b", 1)
                 with pytest.raises(DispatcherError, match="no thread can be started"):
                     receipt.wait(BOUND)

@@ -9,14 +9,13 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, LONG, Gate, Log, Team, settled, sleeps, soon
+from kit import BOUND, LONG, Alarm, Gate, Log, Team, settled, sleeps, soon
 
 from eventbus import BusClosedError, DeadlockError, Event, EventBus, NoHandlerError, Receipt, Status, Subscription
-from eventbus._engine import dispatcher, hot, primitives
+from eventbus._engine import dispatcher, primitives
 from eventbus._engine import engine as engine_module
 from eventbus._engine.engine import CLOSING, Engine
 from eventbus._engine.mailbox import ENDED, Mailbox
@@ -24,20 +23,9 @@ from eventbus._engine.monitor import steps
 from eventbus._engine.registry import Registry
 
 
-class Alarm(BaseException):
-    """What a signal handler raises."""
-
-
 def put_off(bus: EventBus, topic: str, *args: Any, **options: Any) -> Receipt:
     """An emit in the midst of a step."""
     return bus._engine.monitor.run(lambda: bus.emit(topic, *args, **options))
-
-
-@pytest.fixture
-def in_python() -> Iterator[None]:
-    before = hot.use(False)
-    yield
-    hot.use(before)
 
 
 @pytest.mark.parametrize("warm", [0, 3])

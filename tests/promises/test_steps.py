@@ -11,17 +11,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from kit import BOUND
+from kit import BOUND, Alarm
 
 from eventbus import EventBusError
 from eventbus._engine import primitives
 from eventbus._engine.monitor import ATTEMPTS, NESTED, PATIENCE, Interrupted, Line, Monitor, steps
 
 FAILED = "a wake-up or a call that was put off has failed"
-
-
-class Alarm(BaseException):
-    """What a signal handler raises."""
 
 
 class Broken:
