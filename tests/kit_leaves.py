@@ -25,7 +25,7 @@ from eventbus._engine.waits import Waiter
 
 __all__ = ["KINDS", "Watch", "idle", "leaves_nothing"]
 
-GRACE = 2.0  # seconds that a worker may need after a test to come back from its last handler
+GRACE = 10.0  # seconds that threads may need after a test to end what they do last, on a busy machine
 
 
 def threads() -> dict[Hashable, str]:
@@ -36,7 +36,7 @@ def threads() -> dict[Hashable, str]:
         if not idle(frame):
             thread = known.get(ident)
             # Not by the ident alone, which the system gives to the next thread.
-            found[(ident, id(thread))] = f"thread {thread.name if thread else ident}{awaited(frame)}"
+            found[(ident, id(thread))] = f"thread {thread.name if thread else ident}{where(frame)}"
     return found
 
 
@@ -50,16 +50,21 @@ def idle(inner: FrameType) -> bool:
     return frame.f_code is Worker.run.__code__
 
 
-def awaited(inner: FrameType) -> str:
-    """What a timer's thread waits for."""
-    frame = inner.f_back
-    if frame is None or frame.f_code is not Timer._run.__code__:
-        return ""
-    timer: Timer = frame.f_locals["self"]
-    entries = [
-        f"{getattr(call, '__qualname__', call)} in {due - time.monotonic():.1f} s" for due, _, call in timer._heap
-    ]
-    return f" ({', '.join(entries)})"
+def where(inner: FrameType) -> str:
+    """Where a thread is, innermost first, and what a timer's thread waits for."""
+    said: list[str] = []
+    entries = ""
+    frame: FrameType | None = inner
+    while frame is not None:
+        said.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        if frame.f_code is Timer._run.__code__:
+            timer: Timer = frame.f_locals["self"]
+            entries = "; due: " + ", ".join(
+                f"{getattr(call, '__qualname__', call)} in {due - time.monotonic():.1f} s"
+                for due, _, call in list(timer._heap)
+            )
+        frame = frame.f_back
+    return f" (in {' < '.join(said[:6])}{entries})"
 
 
 def waits() -> str:
@@ -130,8 +135,10 @@ class Watch(logging.Handler):
     def _wait(self, grace: float) -> list[str]:
         """Until there is nothing, or the time is over: what there is then."""
         end = time.monotonic() + grace
+        pause = 0.001
         while (left := self._now()) and time.monotonic() < end:
-            threading.Event().wait(0.002)
+            pause = min(pause * 1.5, 0.05)  # each look takes the GIL from those that are to end
+            threading.Event().wait(pause)
         return left
 
     def _now(self) -> list[str]:

@@ -45,6 +45,7 @@ __all__ = ["Dispatcher", "Executor", "Worker"]
 
 IDLE_SECONDS = 1.0  # how long an idle thread waits for work before it ends
 WATCH_SECONDS = 0.002  # between two looks at a worker that seems blocked
+STUCK_SECONDS = 0.05  # the same while all of them are, and looking has nothing to find
 QUICK_SECONDS = 0.001  # a handler that ends within this does not block
 SLICE_SECONDS = 0.001  # how long a worker stays with one mailbox while others are ready
 RETRY_SECONDS = 0.05  # after a thread could not be started
@@ -510,7 +511,7 @@ class Dispatcher(Executor):
 
     def watch(self) -> None:
         if not self.watching:
-            self.engine.timer.at(WATCH_SECONDS, self._look)
+            self.engine.timer.at(WATCH_SECONDS if self.computing else STUCK_SECONDS, self._look)
             self.watching = True
 
     def _look(self) -> None:

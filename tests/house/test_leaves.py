@@ -33,7 +33,9 @@ def test_a_thread_is_found_until_it_has_ended(watch: Watch) -> None:
     thread = threading.Thread(target=over.wait, args=(BOUND,), name="left-over")
     thread.start()
     try:
-        assert watch.left(0) == ["thread left-over"]
+        soon(lambda: "Event.wait:" in watch.left(0)[0], "the thread waiting")
+        (found,) = watch.left(0)
+        assert found.startswith("thread left-over (in Condition.wait:")
     finally:
         over.set()
     assert watch.left(BOUND) == []
@@ -45,7 +47,9 @@ def test_a_worker_in_a_handler_is_found_and_an_idle_one_is_not(watch: Watch) -> 
         bus.on("a", gate)
         bus.emit("a")
         gate.entered()
-        assert watch.left(0) == [f"thread {threads_of('left')[0].name}"]
+        (found,) = watch.left(0)
+        assert found.startswith(f"thread {threads_of('left')[0].name} (in ")
+        assert " < Gate.__call__:" in found
     assert watch.left(BOUND) == []
     assert threads_of("left")
 
@@ -56,7 +60,7 @@ def test_a_timer_is_found_while_it_has_something_to_wait_for(watch: Watch) -> No
         receipt = bus.on("a", gate, timeout=60.0) and bus.emit("a")
         gate.entered()
         soon(lambda: len(watch.left(0)) == 2, "worker and timer")
-        assert [each for each in watch.left(0) if "-timer (" in each]
+        assert [each for each in watch.left(0) if "-timer (" in each and "; due: " in each]
         gate.open()
         receipt.wait(BOUND)
     assert watch.left(BOUND) == []

@@ -108,6 +108,29 @@ class TestBlocked:
                 assert len(found) == len(set(found))
         bus.drain(BOUND)
 
+    def test_g7_a_pool_in_which_all_are_stuck_is_looked_at_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It may be stuck for hours, and costs next to nothing meanwhile."""
+        monkeypatch.setattr(dispatcher, "STUCK_SECONDS", 2 * LONG)
+        other = Log()
+        with EventBus(workers=1, max_workers=1) as bus, Gate() as gate:
+            bus.on("slow", gate)
+            bus.on("quick", other)
+            bus.emit("slow")
+            gate.entered()
+            bus.emit("quick", 1)
+
+            def left() -> float:
+                (entry,) = bus._engine.timer._heap
+                return float(entry[0]) - primitives.monotonic()
+
+            for stuck in (False, False, True):
+                assert (bus._engine.look(left) > LONG) is stuck
+                bus._engine.look(bus._engine.timer._heap.clear)  # the look comes early
+                look(bus)
+            assert bus.stats().pool.computing == 0
+            gate.open()
+            assert other.reached(1) == [1]
+
     def test_g7_nobody_is_blocked_while_nobody_waits_for_a_worker(self, bus: EventBus) -> None:
         with Gate() as gate:
             bus.on("t", gate)
