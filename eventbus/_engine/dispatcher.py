@@ -45,7 +45,6 @@ __all__ = ["Dispatcher", "Executor", "Worker"]
 
 IDLE_SECONDS = 1.0  # how long an idle thread waits for work before it ends
 WATCH_SECONDS = 0.002  # between two looks at a worker that seems blocked
-STUCK_SECONDS = 0.05  # the same while all of them are, and looking has nothing to find
 QUICK_SECONDS = 0.001  # a handler that ends within this does not block
 SLICE_SECONDS = 0.001  # how long a worker stays with one mailbox while others are ready
 RETRY_SECONDS = 0.05  # after a thread could not be started
@@ -172,6 +171,8 @@ class Worker:
             self.executor.threads += 1
             if not self.blocked:
                 self.executor.computing += 1
+            if self.executor.ready:
+                self.executor.watch()
 
     def sleep_elsewhere(self, sleeper: primitives.Sleeper, timeout: float | None) -> None:
         """Outside of steps: its handler waits inside another bus."""
@@ -344,6 +345,7 @@ class Dispatcher(Executor):
             self.engine.monitor.after.append(self._start)
         else:
             self.computing -= 1  # when one of the stuck ones returns, it takes what is ready
+            self.watch()
 
     def _start(self) -> None:
         """Start one of the threads that steps have asked for. May be called too often."""
@@ -406,6 +408,8 @@ class Dispatcher(Executor):
         if self.ready and self.computing < self.limit:
             self.computing += 1
             self.rouse()
+        elif self.ready:
+            self.watch()
 
     def assure(self) -> None:
         """Before a wait: see that ready mailboxes have a worker. Raises DispatcherError if none can be started."""
@@ -490,6 +494,8 @@ class Dispatcher(Executor):
         if delivery is None:
             self.computing -= 1
             self.idle.append(worker)
+            if self.ready:
+                self.watch()  # there are too many, and those that stay may be stuck
             return None
         worker.claims += 1
         worker.delivery = delivery
@@ -510,8 +516,10 @@ class Dispatcher(Executor):
     # The watch
 
     def watch(self) -> None:
-        if not self.watching:
-            self.engine.timer.at(WATCH_SECONDS if self.computing else STUCK_SECONDS, self._look)
+        # Armed while something is ready and somebody computes, unless one who was roused is still to come. Where all
+        # are known to be stuck there is nothing to see: when one returns, he takes what is ready.
+        if not self.watching and self.computing:
+            self.engine.timer.at(WATCH_SECONDS, self._look)
             self.watching = True
 
     def _look(self) -> None:

@@ -190,7 +190,7 @@ class Monitor:
         if line:  # a fork may have done away with it
             line.popleft()
 
-    def flush(self, late: bool = False) -> None:
+    def flush(self, late: bool = False, attempts: int = ATTEMPTS) -> None:
         """Do what steps have left to do outside of the lock. Never within a step. ``late``: as for :meth:`run`."""
         line = None
         if self.deferred:
@@ -215,7 +215,8 @@ class Monitor:
                 return  # another thread took the last one
             # A signal handler raised in the midst of it: a wake-up must not be lost, and may come twice.
             self.after.extend(taken)
-            _quietly(self.flush)
+            if attempts:  # what fails each time, for want of memory, stays for the next step's end
+                _quietly(lambda: self.flush(attempts=attempts - 1))
             raise
         finally:
             if line is not None:

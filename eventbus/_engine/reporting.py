@@ -54,7 +54,7 @@ def _tell_all(engine: Engine) -> None:
         try:
             primitives.start_thread(lambda: _tell_all(engine), f"{engine.name}-errors")
             return
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             pass
     while engine.problems:
         try:

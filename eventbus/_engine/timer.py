@@ -6,6 +6,7 @@ Owner: the bus's monitor. Callbacks run in a step, so they are short and run no 
 from __future__ import annotations
 
 import heapq
+import logging
 from typing import TYPE_CHECKING, Any
 
 from . import primitives
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer"]
 
+RETRY_SECONDS = 0.05  # after a look that failed, for want of memory
 LINGER = 1.0  # seconds that the thread stays without an entry, and between looks at whether there is one
+
+log = logging.getLogger("eventbus")
 
 # [due, number, callback or None once forgotten]
 Entry = list[Any]
@@ -102,7 +106,11 @@ class Timer:
         if not self._monitor.run(self._begin):
             return
         while True:
-            delay = self._monitor.run(self._tick)
+            try:
+                delay = self._monitor.run(self._tick)
+            except Exception:
+                log.exception("the thread for time-outs goes on after an error")
+                delay = RETRY_SECONDS
             if delay is None:
                 return
             self._sleeper.sleep(delay)
@@ -116,6 +124,8 @@ class Timer:
 
     def _tick(self) -> float | None:
         """Run what is due; the seconds until the next look, or None to end the thread."""
+        if self.ident != primitives.get_ident():
+            return None  # it had ended when what came after its last look failed
         now = primitives.monotonic()
         stopping = self._until < 0
         idle = not self._heap and 0 < self._until <= now

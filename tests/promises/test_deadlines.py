@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kit import BOUND, soon
 
 from eventbus._engine import primitives
 from eventbus._engine.monitor import Monitor
@@ -142,6 +144,32 @@ def test_g12_of_two_threads_for_the_same_purpose_one_ends_at_once(stage: Stage) 
     assert not stage.begin()
     stage.timer._start()
     assert stage.started == ["stage-timer"] * 2
+
+
+def test_g7_an_error_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """Time-outs are told of after it, too: memory may have run out for a moment."""
+    caplog.set_level(logging.CRITICAL, "eventbus")
+    over = threading.Event()
+    monitor = Monitor()
+    timer = Timer(monitor, "errors")
+
+    def fail() -> None:
+        raise MemoryError
+
+    monitor.run(timer.at, 0.0, fail)  # in a step
+    monitor.run(timer.at, 0.0, lambda: monitor.after.append(over.set))
+    assert over.wait(BOUND)
+    monitor.run(timer.stop)
+    soon(lambda: timer.ident == 0, "the thread's end")
+
+
+def test_g10_a_thread_that_has_ended_looks_no_more(stage: Stage) -> None:
+    """An error may hide from it that its last look was the last: by then there may be another."""
+    stage.at(0.25, "due")
+    stage.begin()
+    stage.timer.ident += 1
+    assert stage.tick(0.25) is None
+    assert stage.called == []
 
 
 def test_g8_where_no_thread_can_be_started_the_next_deadline_or_wait_tries_again(stage: Stage) -> None:

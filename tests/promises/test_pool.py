@@ -108,28 +108,112 @@ class TestBlocked:
                 assert len(found) == len(set(found))
         bus.drain(BOUND)
 
-    def test_g7_a_pool_in_which_all_are_stuck_is_looked_at_rarely(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It may be stuck for hours, and costs next to nothing meanwhile."""
-        monkeypatch.setattr(dispatcher, "STUCK_SECONDS", 2 * LONG)
+    def test_g7_a_pool_in_which_all_are_stuck_is_not_looked_at(self) -> None:
+        """It may be stuck for hours, and costs nothing meanwhile."""
         other = Log()
         with EventBus(workers=1, max_workers=1) as bus, Gate() as gate:
+            pool = bus._engine.dispatcher
             bus.on("slow", gate)
             bus.on("quick", other)
             bus.emit("slow")
             gate.entered()
             bus.emit("quick", 1)
-
-            def left() -> float:
-                (entry,) = bus._engine.timer._heap
-                return float(entry[0]) - primitives.monotonic()
-
-            for stuck in (False, False, True):
-                assert (bus._engine.look(left) > LONG) is stuck
-                bus._engine.look(bus._engine.timer._heap.clear)  # the look comes early
-                look(bus)
-            assert bus.stats().pool.computing == 0
+            assert pool.watching
+            look(bus)
+            assert pool.watching
+            look(bus)
+            assert (pool.computing, pool.watching, len(pool.ready)) == (0, False, 1)
             gate.open()
             assert other.reached(1) == [1]
+            bus.drain(BOUND)
+
+    def test_g7_one_that_retires_leaves_a_watch_on_those_that_stay(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A handler is back from a wait inside the bus, so there are two; then it waits for what is ready elsewhere."""
+        monkeypatch.setattr(dispatcher, "SLICE_SECONDS", 0.0)
+        with Gate() as gate, Gate() as stuck:
+
+            def asks(_: Any) -> None:
+                receipts = [bus.emit("t", number) for number in range(3)]
+                receipts[0].wait(BOUND)
+                stuck(None)
+
+            bus.on("t", gate)
+            bus.on("asks", asks)
+            bus.emit("asks")
+            gate.entered()
+            gate.let()
+            gate.entered(2)
+            stuck.entered()
+            look(bus)  # nothing is ready
+            assert not bus._engine.dispatcher.watching
+            gate.let()
+            soon(lambda: bus.stats().pool.idle == 1, "one of them retires")
+            assert (bus.stats().pool.ready, bus._engine.dispatcher.watching) == (1, True)
+            look(bus)
+            look(bus)
+            gate.entered(3)
+        bus.drain(BOUND)
+
+    def test_g7_one_that_is_back_from_a_wait_is_watched(self) -> None:
+        """All others being stuck, nobody was."""
+        with EventBus(workers=1, max_workers=1) as bus, Gate() as stuck:
+            pool = bus._engine.dispatcher
+
+            def asks(_: Any) -> None:
+                with bus.stream("over") as over:
+                    bus.emit("stuck")
+                    bus.emit("t")
+                    next(over)
+                stuck(None)
+
+            for topic in ("stuck", "t"):
+                bus.on(topic, stuck)
+            bus.on("asks", asks)
+            bus.emit("asks")
+            stuck.entered()
+            look(bus)
+            look(bus)
+            assert (pool.computing, pool.watching, len(pool.ready)) == (0, False, 1)
+            bus.emit("over")
+            stuck.entered(2)
+            assert (pool.computing, pool.watching) == (1, True)
+            stuck.open()
+            bus.drain(BOUND)
+
+    def test_g7_where_no_more_threads_are_allowed_those_that_compute_are_watched(self) -> None:
+        with EventBus(workers=2, max_workers=2) as bus, Gate() as gate:
+            pool = bus._engine.dispatcher
+            slow = bus.on("slow", gate)._box
+            bus.on("t", gate)
+            bus.on("u", gate)
+            bus.emit("t")
+            gate.entered()
+            slow.slow = True
+            bus._engine.look(lambda: [bus.emit("slow"), bus.emit("u")])  # two at once
+            gate.entered(2)
+            assert (pool.computing, pool.watching, len(pool.ready)) == (1, True, 1)
+            gate.open()
+            bus.drain(BOUND)
+
+    def test_g12_a_watch_that_a_signal_handler_has_prevented_is_made_good(self, bus: EventBus) -> None:
+        pool = bus._engine.dispatcher
+        with Gate() as gate:
+            bus.on("t", gate)
+            bus.on("quick", lambda _: None)
+            bus.emit("t")
+            gate.entered()
+            bus.emit("quick")
+
+            def prevented() -> None:
+                bus._engine.timer._heap.clear()
+                pool.watching = False
+
+            bus._engine.look(prevented)
+            bus._engine.look(lambda: pool.mend(bus._engine.all_boxes()))
+            assert pool.watching
+        bus.drain(BOUND)
 
     def test_g7_nobody_is_blocked_while_nobody_waits_for_a_worker(self, bus: EventBus) -> None:
         with Gate() as gate:

@@ -302,6 +302,20 @@ class TestBroken:
         assert not monitor.after
         assert not caplog.messages
 
+    def test_g12_one_that_always_fails_is_tried_some_times_and_stays_for_the_next_step(
+        self, monitor: Monitor, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        wake = Broken(2 * ATTEMPTS + 1)
+        monitor.after.append(wake)
+        with pytest.raises(Alarm):
+            monitor.flush()
+        assert wake.made == ATTEMPTS + 1
+        assert caplog.messages == [FAILED] * ATTEMPTS
+        with pytest.raises(Alarm):
+            monitor.run(lambda: None)
+        assert wake.made == 2 * ATTEMPTS + 2
+        assert not monitor.after
+
     def test_g12_a_wake_up_that_another_thread_has_taken_is_none(self, monitor: Monitor) -> None:
         class Emptied(deque[Any]):
             def __bool__(self) -> bool:
