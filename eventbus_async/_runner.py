@@ -399,9 +399,12 @@ class LoopExecutor(Executor):
             self.pause()
 
     def _resume_later(self) -> None:
+        """Outside of steps, in any thread: whichever comes to do what the step has left."""
         loop = self.loop()
         if loop is not None and primitives.running_loop() is loop:
             loop.call_later(PAUSE, self.resume, context=self.bridge.context)
+        elif self.paused:
+            self.bridge.post(self._resume_later)
 
     def resume(self) -> None:
         """Outside of steps: after a pause, go on."""

@@ -12,6 +12,7 @@ from .delivery import PENDING
 
 if TYPE_CHECKING:
     from .delivery import Delivery
+    from .mailbox import Mailbox
 
 __all__ = ["Lane"]
 
@@ -58,6 +59,10 @@ class Lane:
         if self.holder is delivery:
             self.holder = None
         self.offer()  # also where a signal handler broke this off by raising
+
+    def leave(self, box: Mailbox) -> None:
+        """A box is unbound: what it has pending holds no place, and joins again when it is bound."""
+        self.line = deque([each for each in self.line if each.box is not box])
 
     def offer(self) -> None:
         """Make the box of the next delivery ready."""

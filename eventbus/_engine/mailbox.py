@@ -163,6 +163,8 @@ class Mailbox:
                 for delivery in self.queue():
                     self.lane.join(delivery)
             self.schedule()
+        elif executor is None and self.lane is not None:
+            self.lane.leave(self)
 
     def show(self) -> None:
         """In a step: nobody else may hold what is pending from here on, so the collector is to know of it."""
@@ -602,8 +604,9 @@ class KeyedMailbox(Mailbox):
         if not waiting:
             return False
         older = waiting[0]
-        self.retire(older, Status.DROPPED)
+        # In this order the key keeps its turn, or one that changes often would never have it.
         self.admit(delivery)
+        self.retire(older, Status.DROPPED)
         return True
 
     def free(self, delivery: Delivery) -> None:

@@ -535,6 +535,44 @@ def test_g10_the_end_of_serving_leaves_what_has_not_begun_to_the_next_loop() -> 
     assert gate.received == [0, 1]
 
 
+@pytest.mark.parametrize("keyed", [False, True])
+def test_g20_what_is_left_to_the_next_loop_has_no_place_in_its_lane_until_then(keyed: bool) -> None:
+    """Then it stands behind those that were there, in its own order."""
+    bus = AsyncEventBus(close_timeout=0.02)
+    order: list[Any] = []
+    gate = Gate()
+
+    @bus.on("a", lane="one", **({"key": lambda event: event.payload, "concurrency": 2} if keyed else {}))
+    async def unbound(payload: Any) -> None:
+        order.append(payload)
+
+    def held(payload: Any) -> None:
+        gate(payload)
+        order.append(payload)
+
+    bus.on("b", held, lane="one")
+
+    async def first() -> None:
+        async with bus.serve():
+            bus.emit("b", "b1")
+            gate.entered()
+            for topic, payload in (("a", "a1"), ("b", "b2"), ("a", "a2"), ("b", "b3")):
+                bus.emit(topic, payload)
+
+    async def second() -> None:
+        async with bus.serve():
+            gate.open()
+            await bus.drain(BOUND)
+            await bus.close(BOUND)
+
+    run(first())
+    bus.bus.emit("a", "a3")
+    gate.let()
+    gate.entered(2)  # a1 is nobody's now
+    run(second())
+    assert order == ["b1", "b2", "b3", "a1", "a2", "a3"]
+
+
 def test_options_beside_a_bus_are_refused() -> None:
     core = EventBus()
     with pytest.raises(OptionError, match="workers"):

@@ -21,8 +21,9 @@ from loops import AsyncGate, LoopThread, others, passes, run, until
 
 from eventbus import EventTimeoutError, MailboxFullError, OptionError, ServiceError, Status
 from eventbus._engine import primitives
+from eventbus._engine.monitor import Monitor
 from eventbus_async import AsyncEventBus
-from eventbus_async._runner import SLICE
+from eventbus_async._runner import SLICE, LoopExecutor
 
 
 @pytest.fixture
@@ -344,6 +345,45 @@ def test_g13_a_stopped_loops_handlers_can_be_timed_out_and_cancelled(bus: AsyncE
         assert pending.outcomes[0].status is Status.CANCELLED
         gate.open()
         thread.start()
+
+
+def test_g13_whoever_does_what_a_cancelled_task_s_step_has_left_the_loop_goes_on(
+    bus: AsyncEventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any thread may: here another one comes between the step and the loop's own thread."""
+    flush = Monitor.flush
+    came: list[threading.Thread] = []
+
+    def overtaken(self: Monitor, *args: Any, **options: Any) -> None:
+        if not came and LoopExecutor._resume_later in [getattr(each, "__func__", None) for each in self.after]:
+            came.append(threading.Thread(target=flush, args=(self,)))
+            came[0].start()
+            came[0].join(BOUND)
+        flush(self, *args, **options)
+
+    monkeypatch.setattr(Monitor, "flush", overtaken)
+    tasks: list[Any] = []
+    stuck = AsyncGate()
+
+    async def handler(payload: int) -> int:
+        tasks.append(asyncio.current_task())
+        if payload == 0:
+            await stuck(payload)
+        return payload
+
+    async def main() -> None:
+        bus.on("a", handler)
+        receipts: list[Any] = []
+        emitter = threading.Thread(target=lambda: receipts.extend(bus.bus.emit("a", number) for number in range(3)))
+        emitter.start()
+        await stuck.entered()
+        await asyncio.to_thread(emitter.join, BOUND)
+        tasks[0].cancel()
+        await until(lambda: all(each.done for each in receipts))
+        assert [each.outcomes[0].value for each in receipts] == [None, 1, 2]
+
+    run(main())
+    assert came
 
 
 def test_g13_unbound_handlers_survive_their_home(bus: AsyncEventBus) -> None:

@@ -255,6 +255,18 @@ class TestKeys:
         assert got == [("a", 3), ("b", 3)]
         assert subscription.stats().dropped == 4
 
+    def test_latest_leaves_a_key_its_turn(self, bus: EventBus) -> None:
+        """Or one that changes faster than its turn comes would never be handled."""
+        gate = Gate()
+        bus.on("t", gate, key=lambda event: event.payload[0], concurrency=1, overflow="latest")
+        bus.emit("t", ("gate", 0))
+        gate.entered()
+        for payload in (("a", 1), ("b", 1), ("a", 2), ("c", 1), ("a", 3)):
+            bus.emit("t", payload)
+        gate.open()
+        bus.drain(BOUND)
+        assert gate.received == [("gate", 0), ("a", 3), ("b", 1), ("c", 1)]
+
     def test_keys_within_a_lane(self, bus: EventBus) -> None:
         order: list[Any] = []
         bus.on("t", order.append, key=lambda event: event.payload % 3, concurrency=3, lane="db")
