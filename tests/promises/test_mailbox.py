@@ -383,8 +383,8 @@ class TestKeys:
             for number in range(140):
                 bus.emit("a", ("xy"[number % 2], number))
                 lengths.append(len(box.order))
-            assert lengths[:66] == list(range(3, 69))
-            assert lengths[66:69] == [2, 3, 4]
+            assert lengths[:68] == list(range(3, 71))
+            assert lengths[68:71] == [3, 4, 5]
             assert payloads(box.queue()) == [("x", 138), ("y", 139)]
         bus.drain(BOUND)
         assert sorted(gate.received[-2:]) == [("x", 138), ("y", 139)]
