@@ -127,6 +127,29 @@ class TestLanes:
         assert statuses == [Status.CANCELLED, Status.DELIVERED] * 2
         assert order == ["b1", "b2"]
 
+    @pytest.mark.parametrize("key", [None, lambda event: event.payload])
+    def test_an_unbound_member_leaves_the_line_and_comes_back_at_its_end(self, bus: EventBus, key: Any) -> None:
+        """As where its loop ends, and another one begins."""
+        order: list[Any] = []
+        given: dict[str, Any] = {} if key is None else {"key": key, "concurrency": 2}
+        with Gate() as gate:
+            box = bus.on("a", order.append, lane="db", **given)._box
+            bus.on("b", lambda payload: (gate(payload), order.append(payload)), lane="db")
+            bus.emit("b", "b1")
+            gate.entered()
+            for topic, payload in (("a", "a1"), ("b", "b2"), ("a", "a2")):
+                bus.emit(topic, payload)
+            assert box.lane is not None
+            executor = box.executor
+            bus._engine.look(lambda: box.attach(None))
+            assert [each.receipt._payload for each in box.lane.line] == ["b2"]
+            bus.emit("a", "a3")
+            gate.let()
+            gate.entered(2)
+            bus._engine.look(lambda: box.attach(executor))
+        bus.drain(BOUND)
+        assert order == ["b1", "b2", "a1", "a2", "a3"]
+
     def test_errors_and_drops_release_the_lane(self, bus: EventBus) -> None:
         def fail(payload: Any) -> None:
             raise ValueError(payload)
