@@ -189,11 +189,29 @@ class EventBus:
         """
         if handler is default:
             return self._decorator(topic, options)
-        engine = self._engine
-        patterns, spec, checked = engine.prepare(topic, handler, options)
-        return engine.register(Subscription, patterns, spec, checked, engine.dispatcher)
+        return self._on(topic, handler, options)
 
     sync_on = on
+
+    def _on(
+        self,
+        topic: Any,
+        handler: Any,
+        options: Any,
+        admit: Callable[[Subscription], object] | None = None,
+        watcher: Callable[[HandlerError], None] | None = None,
+    ) -> Subscription:
+        """As :meth:`on`; ``admit`` is given the subscription before it takes effect."""
+        engine = self._engine
+        patterns, spec, checked = engine.prepare(topic, handler, options)
+
+        def make(box: Mailbox) -> Subscription:
+            made = Subscription(box)
+            if admit is not None:
+                admit(made)
+            return made
+
+        return engine.register(make, patterns, spec, checked, engine.dispatcher, watcher=watcher)
 
     def _decorator(self, topic: Any, options: Any) -> Callable[[F], F]:
         refuse_bare(topic, "bus.on")
@@ -214,14 +232,7 @@ class EventBus:
         from ._scope import methods_to_register
 
         marked = methods_to_register(obj)
-        scope = self.scope()
-        try:
-            for method, topics, options in marked:
-                scope.on(list(topics), method, **options)
-        except BaseException:
-            scope.cancel()
-            raise
-        return scope
+        return self.scope()._fill(marked)
 
     def scope(self) -> Scope:
         """A context manager through which to register; at its end all of that ends, waiting for running calls."""

@@ -56,7 +56,10 @@ class ScopeCore:
         return not self._over
 
     def admit(self, member: M) -> M:
-        """Take a member in; one that comes too late is ended at once."""
+        """Take a member in; one that comes too late is ended at once. A subscription comes before it takes effect.
+
+        Were it admitted after that, who ends the scope meanwhile would not wait for its calls.
+        """
         self._members.append(member)
         if self._over:
             member.cancel()
@@ -113,7 +116,9 @@ class BusScope(ScopeCore, Generic[S]):
         self.refuse_if_over()
         if handler is UNSET:
             return self._decorator(topic, options)
-        return self.admit(self._bus.on(topic, handler, **options))
+        subscription = self._bus._on(topic, handler, options, self.admit)
+        self.refuse_if_over()
+        return subscription
 
     sync_on = on
 
@@ -135,8 +140,18 @@ class BusScope(ScopeCore, Generic[S]):
     def register(self, obj: object) -> Self:
         """Like ``bus.register()``; those subscriptions end with this scope, or with the one returned."""
         self.refuse_if_over()
-        scope: Self = self._bus.register(obj)
-        return self.admit(scope)
+        marked = methods_to_register(obj)
+        return self.scope()._fill(marked)
+
+    def _fill(self, marked: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Self:
+        """Register what is marked: all of it, or nothing."""
+        try:
+            for method, topics, options in marked:
+                self.on(list(topics), method, **options)
+        except BaseException:
+            self.cancel()
+            raise
+        return self
 
     def scope(self) -> Self:
         """A scope within this one."""

@@ -70,12 +70,17 @@ class Binding:
         return home
 
     def adopt(self, box: Mailbox) -> None:
-        """An unbound handler was registered while, perhaps, a home was found."""
+        """An unbound handler was registered while, perhaps, a home was found, or lost."""
         self.engine.look(self._adopt, box)
 
     def _adopt(self, box: Mailbox) -> None:
-        if box.executor is None and box.state == ACTIVE and self.home is not None and not self.home.gone:
-            box.attach(self.home)
+        home, chosen = self.home, box.executor
+        if box.state != ACTIVE or chosen is home or (home is not None and home.gone):
+            return
+        if isinstance(chosen, LoopExecutor):
+            chosen.release(box)
+        if home is not None:
+            box.attach(home)
 
     def enter(self) -> LoopExecutor:
         """Something of this facade is awaited: the running loop's executor; it becomes home if there is none."""

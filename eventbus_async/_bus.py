@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from eventbus import BusStats, Event
+    from eventbus import BusStats, Event, HandlerError
     from eventbus.lowlevel import BusArguments, Engine, Handle, Mailbox, OptionArguments, Waiter
 
 __all__ = ["AsyncEventBus", "SyncEventBus"]
@@ -217,24 +217,41 @@ class AsyncEventBus:
         """
         if handler is default:
             return self._decorator(topic, loop, options)
-        return self._on(topic, handler, loop, options)
+        return self._on(topic, handler, {"loop": loop, **options})
 
     sync_on = on
 
-    def _on(self, topic: Any, handler: Any, loop: Any, options: Any, watcher: Any = None) -> Subscription:
+    def _on(
+        self,
+        topic: Any,
+        handler: Any,
+        options: Any,
+        admit: Callable[[Subscription], object] | None = None,
+        watcher: Callable[[HandlerError], None] | None = None,
+    ) -> Subscription:
+        """As :meth:`on`; ``admit`` is given the subscription before it takes effect."""
         self._refuse_if_closed()
         engine = self._engine
         binding = self._binding
+        options = dict(options)
+        loop = check_loop(options.pop("loop", None))
         patterns, spec, checked = engine.prepare(topic, handler, options, coroutines=True)
-        executor, home = binding.place(spec, check_loop(loop))
+        executor, home = binding.place(spec, loop)
 
         def make(box: Mailbox) -> Subscription:
-            return Subscription(box, binding)
+            made = Subscription(box, binding)
+            if admit is not None:
+                admit(made)
+            if self._members is not None:
+                self._members.admit(made)
+            return made
 
         subscription = engine.register(make, patterns, spec, checked, executor, home=home, watcher=watcher)
-        if home is not None and executor is None:
+        if home is not None:
             binding.adopt(subscription._box)
-        return subscription if self._members is None else self._members.admit(subscription)
+        if self._members is not None:
+            self._members.refuse_if_over()
+        return subscription
 
     def _decorator(self, topic: Any, loop: Any, options: Any) -> Callable[[F], F]:
         refuse_bare(topic, "bus.on")
@@ -253,14 +270,7 @@ class AsyncEventBus:
             OptionError, BusClosedError: As for :meth:`on`.
         """
         marked = methods_to_register(obj)
-        scope = self.scope()
-        try:
-            for method, topics, options in marked:
-                scope.on(list(topics), method, **options)
-        except BaseException:
-            scope.cancel()
-            raise
-        return scope
+        return self.scope()._fill(marked)
 
     def scope(self) -> Scope:
         """A context manager through which to register; at its end all of that ends."""

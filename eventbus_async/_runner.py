@@ -77,7 +77,6 @@ class LoopExecutor(Executor):
     __slots__ = (
         "bridge",
         "eagers",
-        "gone",
         "ident",
         "loop",
         "parked",
@@ -94,7 +93,6 @@ class LoopExecutor(Executor):
         super().__init__(engine, 1)
         self.bridge = Bridge(loop, self._begin, self._look)
         self.loop = self.bridge.loop
-        self.gone = False
         self.roused = False  # a slot is counted in ``computing`` that has not begun yet
         self.paused = False  # nobody claims, though ``computing`` says so
         self.scheduled = False  # the loop will call _begin

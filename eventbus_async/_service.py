@@ -158,17 +158,16 @@ class BaseService(ServiceCore):
             log.error("_on_error of the service %r raised", self.name, exc_info=problem)
 
     def _subscribe(self, topic: Any, handler: Any, options: Any) -> Subscription:
-        given = dict(options)
-        loop = given.pop("loop", None)
-
-        def register(watcher: Callable[[HandlerError], None]) -> Subscription:
-            return self.event_bus._on(topic, handler, loop, given, watcher)
+        def register(admit: Callable[[Any], object], watcher: Callable[[HandlerError], None]) -> Subscription:
+            return self.event_bus._on(topic, handler, options, admit, watcher)
 
         return self._lifecycle.subscribe(register)
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
         running = Running(self._lifecycle.engine, make(), f"the restart of the service {self.name!r}", self._flows)
-        self._in_loop(running.begin_there)
+        # Never at once: this may be within a handler of the loop, whose task and context are not the restart's.
+        if self._home is not None:
+            self._home.bridge.post(running.begin_there)
 
     def _in_loop(self, work: Callable[[], None]) -> None:
         home = self._home

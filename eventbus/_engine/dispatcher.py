@@ -53,11 +53,12 @@ RETRY_SECONDS = 0.05  # after a thread could not be started
 class Executor:
     """A ready queue of mailboxes and the workers that claim from it."""
 
-    __slots__ = ("computing", "engine", "limit", "ready")
+    __slots__ = ("computing", "engine", "gone", "limit", "ready")
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine = engine
         self.limit = limit
+        self.gone = False  # its loop has been closed
         self.ready: deque[Mailbox] = deque()
         self.computing = 0
 

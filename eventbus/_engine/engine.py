@@ -33,6 +33,7 @@ from .._errors import (
     EventTimeoutError,
     HandlerTypeError,
     NoHandlerError,
+    OptionError,
     SubscriptionError,
 )
 from .._values.handler import HandlerSpec, describe, same_handler
@@ -845,7 +846,12 @@ class Engine:
         if self.state != OPEN:
             raise BusClosedError(f"the bus {self.name!r} is closed: {box.name} was not registered{_REMEDY}")
         if box.state not in (NEW, ACTIVE):
+            self.error_watchers.pop(box.id, None)
             return  # cancelled before it took effect
+        if executor is not None and executor.gone:
+            if box.home is None:
+                raise OptionError(f"the loop of {box.name} was closed before it was registered; give one that runs")
+            executor = None
         # Active: a signal handler broke this off by raising, and it is tried again.
         if box.options.unique and box.state == NEW:
             self._refuse_second(box)

@@ -35,7 +35,7 @@ class GroupCore(Generic[S]):
 
     def __init__(self, *services: S | Iterable[S] | Mapping[S, Iterable[S | str]]) -> None:
         self._after: dict[S, tuple[S, ...]] = {}
-        self._turns: Turns | None = None
+        self._turns: dict[None, Turns] = {}  # one, made by setdefault(), which is atomic on every build
         for each in services:
             if isinstance(each, Mapping):
                 self._add_all(cast("Mapping[S, Iterable[S | str]]", each))
@@ -114,9 +114,8 @@ class GroupCore(Generic[S]):
         """One start or stop of the whole group."""
         if not self._after:
             return
-        if self._turns is None:
-            self._turns = Turns(next(iter(self._after))._lifecycle.engine, "the group", self._kind._blocking)
-        ended = yield from self._turns.run(kind, lambda: True, work)
+        made = Turns(next(iter(self._after))._lifecycle.engine, "the group", self._kind._blocking)
+        ended = yield from self._turns.setdefault(None, made).run(kind, lambda: True, work)
         if ended is not None:
             turn, mine = ended
             turn.raise_error(mine)

@@ -117,16 +117,21 @@ class Lifecycle:
         ended = yield from self.turns.run("stop", self._stoppable, self._stopping)
         yield from self._finish(ended, caller)
 
-    def subscribe(self, register: Callable[[Callable[[HandlerError], None]], H]) -> H:
-        """Register something that ends with this run of the service; ``register`` is given the watcher of errors."""
+    def subscribe(self, register: Callable[[Callable[[Any], object], Callable[[HandlerError], None]], H]) -> H:
+        """Register something that ends with this run of the service.
+
+        ``register`` is given what to admit it by, before it takes effect, and the watcher of errors.
+        """
         scope = self.scope
         if not scope.active:
             raise ServiceError(f"the service {self.name!r} is {self.status}; subscribe within _start, or while it runs")
-        handle = register(self.watch)
         try:
-            scope.admit(cast("Any", handle))
+            handle = register(scope.admit, self.watch)
+            scope.refuse_if_over()
         except BusClosedError:
-            raise ServiceError(f"the service {self.name!r} was stopped: {handle.name} is not subscribed") from None
+            if scope.active:
+                raise  # it is the bus that is closed
+            raise ServiceError(f"the service {self.name!r} was stopped: nothing is subscribed any more") from None
         return handle
 
     def busy(self) -> bool:

@@ -218,11 +218,8 @@ class BaseService(ServiceCore):
         self._on_error(error)
 
     def _subscribe(self, topic: Any, handler: Any, options: Any) -> Subscription:
-        engine = self.event_bus._engine
-
-        def register(watcher: Callable[[HandlerError], None]) -> Subscription:
-            patterns, spec, checked = engine.prepare(topic, handler, options)
-            return engine.register(Subscription, patterns, spec, checked, engine.dispatcher, watcher=watcher)
+        def register(admit: Callable[[Any], object], watcher: Callable[[HandlerError], None]) -> Subscription:
+            return self.event_bus._on(topic, handler, options, admit, watcher)
 
         return self._lifecycle.subscribe(register)
 

@@ -213,14 +213,17 @@ def awaited(wait: Wait, timeout: float | None, grace: float | None) -> Flow[list
     try:
         while True:
             _refuse_if_cleaned(wait)
+            # Before the look, so that it finds all that came until then, however long a condition takes.
+            closed, over = wait.box.state == ENDED, _left(deadline) == 0
             taken = wait.attempt()
             if taken is not None:
                 break
-            _refuse_if_closed(wait)
-            left = None if deadline is None else max(0.0, deadline - primitives.monotonic())
-            if left == 0:
+            _refuse_if_cleaned(wait)
+            if closed:
+                raise _closed(wait)
+            if over:
                 raise EventTimeoutError(_overdue(wait, timeout or 0.0))
-            yield Pause(engine, wait.waiter(), left)
+            yield Pause(engine, wait.waiter(), _left(deadline))
         if grace:
             receipts = [receipt for entry, _ in taken if (receipt := entry.receipt()) is not None]
             yield Pause(engine, _settled(receipts), grace)
@@ -239,6 +242,8 @@ def unexpected(wait: Wait, within: float | None) -> Flow[None]:
     try:
         while True:
             _refuse_if_cleaned(wait)
+            # The bus is closed, so that nothing can come, or the time is up; before the look, as above.
+            over = wait.box.state == ENDED or _left(deadline) == 0
             found = wait.attempt(take=False)
             if found is not None:
                 entry = found[0][0]
@@ -246,12 +251,9 @@ def unexpected(wait: Wait, within: float | None) -> Flow[None]:
                     f"no event of {wait.text()} was expected, but {entry.event!r} came {_when(entry, wait)}"
                 )
             _refuse_if_cleaned(wait)
-            if wait.box.state == ENDED:
-                return  # the bus is closed: nothing can come
-            left = None if deadline is None else max(0.0, deadline - primitives.monotonic())
-            if left == 0:
+            if over:
                 return
-            yield Pause(engine, wait.waiter(), left)
+            yield Pause(engine, wait.waiter(), _left(deadline))
     finally:
         engine.look(wait.close)
 
@@ -261,10 +263,12 @@ def _refuse_if_cleaned(wait: Wait) -> None:
         raise BusClosedError(f"the synchronizer was cleaned up; make a new one to wait for {wait.text()}")
 
 
-def _refuse_if_closed(wait: Wait) -> None:
-    _refuse_if_cleaned(wait)
-    if wait.box.state == ENDED:
-        raise BusClosedError(f"the bus {wait.box.engine.name!r} was closed before {wait.text()} came; {_instead(wait)}")
+def _closed(wait: Wait) -> BusClosedError:
+    return BusClosedError(f"the bus {wait.box.engine.name!r} was closed before {wait.text()} came; {_instead(wait)}")
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - primitives.monotonic())
 
 
 def _settled(receipts: list[Receipt]) -> Waiter:

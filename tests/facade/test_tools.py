@@ -702,6 +702,28 @@ def test_what_is_left_behind_in_a_closed_loop_is_abandoned(what: str) -> None:
     assert service.status is ServiceStatus.STOPPED
 
 
+def test_a_restart_begins_in_a_task_of_its_own() -> None:
+    """G14: also where it is a handler's task that comes to do what a step has left."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus:
+            service = BaseService(bus)
+            await service.start()
+            tasks: list[Any] = []
+
+            def restart() -> Any:
+                tasks.append(asyncio.current_task())
+                yield from ()
+
+            service._launch(restart)
+            assert tasks == []
+            await until(lambda: tasks)
+            assert tasks != [asyncio.current_task()]
+            await service.stop()
+
+    run(main())
+
+
 def test_the_core_s_service_does_not_block_a_loop() -> None:
     import eventbus
 

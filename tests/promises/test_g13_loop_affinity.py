@@ -23,6 +23,7 @@ from eventbus import EventTimeoutError, MailboxFullError, OptionError, ServiceEr
 from eventbus._engine import primitives
 from eventbus._engine.monitor import Monitor
 from eventbus_async import AsyncEventBus
+from eventbus_async._binding import Binding
 from eventbus_async._runner import SLICE, LoopExecutor
 
 
@@ -345,6 +346,88 @@ def test_g13_a_stopped_loops_handlers_can_be_timed_out_and_cancelled(bus: AsyncE
         assert pending.outcomes[0].status is Status.CANCELLED
         gate.open()
         thread.start()
+
+
+def in_between(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+    """Have something done between the choice of a loop and the registration."""
+    place = Binding.place
+
+    def placed(self: Binding, *args: Any) -> Any:
+        found = place(self, *args)
+        act()
+        return found
+
+    monkeypatch.setattr(Binding, "place", placed)
+
+
+def test_g13_a_loop_that_closes_while_a_handler_is_registered_gets_none(
+    bus: AsyncEventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.new_event_loop()
+
+    def act() -> None:
+        loop.close()
+        bus._engine.look(lambda: [each.check() for each in bus._engine.executors])
+
+    in_between(monkeypatch, act)
+    bus.on("a", lambda _: None)
+    loop = asyncio.new_event_loop()
+    with pytest.raises(OptionError, match=r"the loop of .* was closed before it was registered"):
+        bus.on("a", where, loop=loop, name="late")
+    assert len(bus.subscriptions()) == 1
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_g13_a_handler_that_is_registered_while_the_home_changes_goes_to_the_new_one(
+    bus: AsyncEventBus, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    blocks: list[Any] = []
+
+    async def serve() -> None:
+        blocks.append(bus.serve())
+        await blocks[-1].__aenter__()
+
+    async def leave() -> None:
+        await blocks.pop().__aexit__(None, None, None)
+
+    with LoopThread() as first, LoopThread() as second:
+
+        def act() -> None:
+            first.call(leave())
+            if closed:
+                first.close()
+                bus.emit("other")
+            second.call(serve())
+
+        first.call(serve())
+        in_between(monkeypatch, act)
+        bus.on("a", where)
+        assert bus.emit("a").wait(BOUND).results()[0][0] is second.loop
+        second.call(leave())
+
+
+def test_g13_a_handler_that_is_registered_while_the_home_goes_waits_for_the_next(
+    bus: AsyncEventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipts: list[Any] = []
+
+    async def first() -> None:
+        async with bus.serve() as block:
+            assert block is not None
+            home = bus._binding.home
+            assert home is not None
+            in_between(monkeypatch, lambda: bus._binding.leave(home))
+            await asyncio.to_thread(bus.on, "a", where)
+            receipts.append(bus.emit("a"))
+            await passes()
+            assert not receipts[0].done
+
+    async def second() -> None:
+        async with bus.serve():
+            assert (await receipts[0]).results()[0][0] is asyncio.get_running_loop()
+
+    run(first())
+    run(second())
 
 
 def test_g13_whoever_does_what_a_cancelled_task_s_step_has_left_the_loop_goes_on(

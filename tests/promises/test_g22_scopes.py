@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from kit import BOUND, soon
+from kit import BOUND, Gate, Team, soon
 
 from eventbus import (
     BusClosedError,
@@ -17,6 +17,7 @@ from eventbus import (
     TopicError,
     handles,
 )
+from eventbus._engine.engine import Engine
 
 
 def listen(payload: Any) -> None:
@@ -24,6 +25,49 @@ def listen(payload: Any) -> None:
 
 
 class TestScope:
+    def test_its_end_waits_for_the_calls_of_a_subscription_that_is_half_made(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is in effect already, though on() has not returned."""
+        register = Engine.register
+        with Gate() as gate, Team() as team:
+            scope = bus.scope()
+
+            def half_made(self: Engine, *args: Any, **options: Any) -> Any:
+                made = register(self, *args, **options)
+                bus.emit("t")
+                gate.entered()
+                team.add(lambda: scope.cancel(wait=True) and gate.inside == 0)
+                team.go()
+                soon(lambda: scope._over, "the end of the scope")
+                return made
+
+            monkeypatch.setattr(Engine, "register", half_made)
+            with pytest.raises(BusClosedError, match="has ended"):
+                scope.on("t", gate)
+            soon(lambda: team.results[0] is not None or bus._engine.sleepers, "it waits")
+            gate.open()
+        assert team.results == [True]
+        assert bus.handlers("t") == ()
+
+    def test_nothing_of_an_object_outlives_it(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It ends while the second of two methods is being registered."""
+        scope = bus.scope()
+        register = Engine.register
+        done: list[Any] = []
+
+        def overtaken(self: Engine, *args: Any, **options: Any) -> Any:
+            done.append(register(self, *args, **options))
+            if len(done) == 1:
+                scope.cancel()
+            return done[-1]
+
+        monkeypatch.setattr(Engine, "register", overtaken)
+        with pytest.raises(BusClosedError, match="has ended"):
+            scope.register(Shop())
+        assert len(done) == 1
+        assert bus.subscriptions() == ()
+
     def test_everything_that_was_begun_through_it_ends_with_it(self, bus: EventBus) -> None:
         outside = bus.on("t", listen)
         with bus.scope() as scope:

@@ -26,6 +26,9 @@ from eventbus import (
     ServiceStatusPayload,
     handles,
 )
+from eventbus._engine.engine import Engine
+from eventbus._services import group
+from eventbus._services.turns import Turns
 
 FULL = ["starting", "running", "stopping", "stopped"]
 
@@ -519,6 +522,65 @@ def test_a_subscription_that_a_stop_overtakes_is_refused(face: Face) -> None:
     with pytest.raises(ServiceError, match="was stopped"):
         service.subscribe(topics(), listen)
     assert face.core.handlers("t") == ()
+
+
+def test_a_stop_waits_for_the_calls_of_a_subscription_that_is_half_made(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2: it is in effect already, though subscribe() has not returned."""
+    service = make(face)
+    face.do(service.start)
+    register = Engine.register
+    with Gate() as gate, Team() as team:
+
+        def stop() -> bool:
+            face.do(service.stop)
+            return gate.inside == 0
+
+        def half_made(self: Engine, *args: Any, **options: Any) -> Any:
+            made = register(self, *args, **options)
+            face.core.emit("t")
+            gate.entered()
+            team.add(stop)
+            team.go()
+            soon(lambda: service._lifecycle.scope._over, "the stop")
+            return made
+
+        monkeypatch.setattr(Engine, "register", half_made)
+        with pytest.raises(ServiceError, match="was stopped"):
+            service.subscribe("t", gate)
+        soon(lambda: team.results[0] is not None or face.core._engine.look(lambda: is_awaited(face)), "it waits")
+        gate.open()
+    assert team.results == [True]
+    assert face.core.handlers("t") == ()
+
+
+def is_awaited(face: Face) -> bool:
+    """Whether somebody waits for the end of a running handler."""
+    return any(box.running and box.waiters for box in face.core._engine.all_boxes())
+
+
+def test_a_group_s_start_and_stop_that_begin_at_once_take_turns(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Turns] = []
+    ran: list[Turns] = []
+
+    class Overtaken(Turns):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+            if len(made) == 1:
+                next(flows[1], None)
+
+        def run(self, *args: Any) -> Any:
+            ran.append(self)
+            return super().run(*args)
+
+    monkeypatch.setattr(group, "Turns", Overtaken)
+    both = face.ServiceGroup(make(face))
+    flows = [both._flow(kind, lambda turn: iter(())) for kind in ("start", "stop")]
+    next(flows[0], None)
+    assert len(ran) == 2
+    assert ran[0] is ran[1]
 
 
 def test_its_own_handler_may_stop_it(bus: EventBus) -> None:

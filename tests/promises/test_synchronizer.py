@@ -28,6 +28,7 @@ from eventbus import (
     TopicTypeError,
     UnexpectedEventError,
 )
+from eventbus._engine import primitives
 from eventbus._engine.monitor import Monitor
 from eventbus._testing.waits import Wait
 
@@ -116,6 +117,37 @@ def test_a_condition_chooses(face: Face, sync: Any) -> None:
     assert face.do(sync.wait_for_event, "a", condition=lambda n: n > 2) == 3
     assert face.do(sync.wait_for_event, "a") == 0
     assert face.do(sync.wait_for_event, "a", condition=lambda n: n > 2) == 4
+
+
+@pytest.mark.parametrize("ends", ["time", "close"])
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_what_came_in_time_counts_however_long_a_look_takes(
+    face: Face, sync: Any, monkeypatch: pytest.MonkeyPatch, ends: str, unwanted: bool
+) -> None:
+    """While it looks at one event the next comes, and then the end: of the time, or of the bus."""
+    ahead = 0.0
+    attempt = Wait.attempt
+    looks: list[Any] = []
+
+    def look(self: Wait, *args: Any, **options: Any) -> Any:
+        nonlocal ahead
+        looks.append(attempt(self, *args, **options))
+        if len(looks) == 1:
+            face.core.emit("a", 1)
+            if ends == "time":
+                ahead = 60.0
+            else:
+                face.core.close(0)
+        return looks[-1]
+
+    monkeypatch.setattr(primitives, "monotonic", lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(Wait, "attempt", look)
+    if unwanted:
+        with pytest.raises(UnexpectedEventError):
+            face.do(sync.expect_no_event, "a", within=50.0)
+    else:
+        assert face.do(sync.wait_for_event, "a", timeout=50.0) == 1
+    assert looks[0] is None
 
 
 def test_what_a_condition_raises_the_wait_raises(face: Face, sync: Any) -> None:
