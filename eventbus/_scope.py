@@ -69,6 +69,16 @@ class ScopeCore:
             self._sweep = 2 * len(self._members) + 64
         return member
 
+    def admitting(self, register: Callable[[], M]) -> M:
+        """Have something registered that is admitted before it takes effect."""
+        try:
+            member = register()
+        except BaseException:
+            self._forget()  # it was refused
+            raise
+        self.refuse_if_over()
+        return member
+
     def refuse_if_over(self) -> None:
         """Raise BusClosedError if the scope has ended."""
         if self._over:
@@ -116,9 +126,7 @@ class BusScope(ScopeCore, Generic[S]):
         self.refuse_if_over()
         if handler is UNSET:
             return self._decorator(topic, options)
-        subscription = self._bus._on(topic, handler, options, self.admit)
-        self.refuse_if_over()
-        return subscription
+        return self.admitting(lambda: self._bus._on(topic, handler, options, self.admit))
 
     sync_on = on
 

@@ -69,18 +69,9 @@ class Binding:
                 return None
         return home
 
-    def adopt(self, box: Mailbox) -> None:
-        """An unbound handler was registered while, perhaps, a home was found, or lost."""
-        self.engine.look(self._adopt, box)
-
-    def _adopt(self, box: Mailbox) -> None:
-        home, chosen = self.home, box.executor
-        if box.state != ACTIVE or chosen is home or (home is not None and home.gone):
-            return
-        if isinstance(chosen, LoopExecutor):
-            chosen.release(box)
-        if home is not None:
-            box.attach(home)
+    def runner(self) -> LoopExecutor | None:
+        """In a step: who runs an unbound handler."""
+        return None if self.home is None or self.home.gone else self.home
 
     def enter(self) -> LoopExecutor:
         """Something of this facade is awaited: the running loop's executor; it becomes home if there is none."""

@@ -246,12 +246,10 @@ class AsyncEventBus:
                 self._members.admit(made)
             return made
 
-        subscription = engine.register(make, patterns, spec, checked, executor, home=home, watcher=watcher)
-        if home is not None:
-            binding.adopt(subscription._box)
-        if self._members is not None:
-            self._members.refuse_if_over()
-        return subscription
+        def register() -> Subscription:
+            return engine.register(make, patterns, spec, checked, executor, home=home, watcher=watcher)
+
+        return register() if self._members is None else self._members.admitting(register)
 
     def _decorator(self, topic: Any, loop: Any, options: Any) -> Callable[[F], F]:
         refuse_bare(topic, "bus.on")

@@ -821,18 +821,22 @@ class Engine:
         box = kind(self, next(self.ids), patterns, spec, options, raw)
         box.home = home
         box.closer = closer
-        handle = make(box)
-        box.handle = handle
-        if watcher is not None:
-            self.error_watchers[box.id] = watcher
+        handle: S | None = None
         try:
+            box.handle = handle = make(box)
+            if watcher is not None:
+                self.error_watchers[box.id] = watcher
             self.monitor.run_in_turn(self._register, box, executor)
         except Interrupted:
             self.monitor.defer(lambda: self._register_late(box, executor))
         except BaseException:
             self.error_watchers.pop(box.id, None)
-            self.monitor.run(self._unregister, box)
+            if box.state == NEW:
+                box.state = ENDED  # without a step, for this may be in the midst of one
+            else:
+                self.monitor.run(self._unregister, box)
             raise
+        assert handle is not None
         return handle
 
     def _register_late(self, box: Mailbox, executor: Executor | None) -> None:
@@ -840,6 +844,7 @@ class Engine:
             self.monitor.run_late(self._register, box, executor)
         except EventBusError as error:
             log.warning("a registration of %s that was put off is refused: %s", box.name, error)
+            self.error_watchers.pop(box.id, None)
             box.state = ENDED
 
     def _register(self, box: Mailbox, executor: Executor | None) -> None:
@@ -848,10 +853,10 @@ class Engine:
         if box.state not in (NEW, ACTIVE):
             self.error_watchers.pop(box.id, None)
             return  # cancelled before it took effect
-        if executor is not None and executor.gone:
-            if box.home is None:
-                raise OptionError(f"the loop of {box.name} was closed before it was registered; give one that runs")
-            executor = None
+        if box.home is not None:
+            executor = box.home.runner()  # it may have changed since the call began
+        elif executor is not None and executor.gone:
+            raise OptionError(f"the loop of {box.name} was closed before it was registered; give one that runs")
         # Active: a signal handler broke this off by raising, and it is tried again.
         if box.options.unique and box.state == NEW:
             self._refuse_second(box)
@@ -865,9 +870,7 @@ class Engine:
 
     def _unregister(self, box: Mailbox) -> None:
         """In a step: a registration that raised leaves nothing behind, however far it had come."""
-        if box.state == NEW:
-            box.state = ENDED
-        elif box.state == ACTIVE:
+        if box.state == ACTIVE:
             self._cancel(box, False)
 
     def _refuse_second(self, box: Mailbox) -> None:

@@ -603,10 +603,10 @@ class KeyedMailbox(Mailbox):
         waiting = self.by_key.get(delivery.key)
         if not waiting:
             return False
-        older = waiting[0]
         # In this order the key keeps its turn, or one that changes often would never have it.
         self.admit(delivery)
-        self.retire(older, Status.DROPPED)
+        for older in list(waiting)[:-1]:
+            self.retire(older, Status.DROPPED)
         return True
 
     def free(self, delivery: Delivery) -> None:

@@ -126,13 +126,11 @@ class Lifecycle:
         if not scope.active:
             raise ServiceError(f"the service {self.name!r} is {self.status}; subscribe within _start, or while it runs")
         try:
-            handle = register(scope.admit, self.watch)
-            scope.refuse_if_over()
+            return cast("H", scope.admitting(lambda: cast("Any", register(scope.admit, self.watch))))
         except BusClosedError:
             if scope.active:
                 raise  # it is the bus that is closed
             raise ServiceError(f"the service {self.name!r} was stopped: nothing is subscribed any more") from None
-        return handle
 
     def busy(self) -> bool:
         """Whether a handler of its subscriptions runs right now."""

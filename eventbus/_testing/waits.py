@@ -41,6 +41,7 @@ class Wait:
         "box",
         "condition",
         "count",
+        "deadline",
         "failed",
         "found",
         "fresh",
@@ -64,6 +65,7 @@ class Wait:
         self.count = count
         self.in_order = in_order
         self.begun = primitives.monotonic()
+        self.deadline = float("inf")  # what comes later does not count, however long a look takes
         self.opened = False
         self.fresh: deque[Entry] = deque()  # to be looked at
         self.found: dict[int, tuple[Entry, Any]] = {}  # seq to entry and converted payload
@@ -79,6 +81,10 @@ class Wait:
             known = tuple(index for index, wanted in enumerate(self.topics) if matches(wanted, topic))
             self.known[topic] = known
         return known
+
+    def left(self) -> float | None:
+        """The seconds until its deadline, if it has one."""
+        return None if self.deadline == float("inf") else max(0.0, self.deadline - primitives.monotonic())
 
     def open(self) -> None:
         """In a step: from here on it is told of what comes; what was recorded before is there."""
@@ -117,6 +123,8 @@ class Wait:
 
     def _consider(self, entry: Entry) -> None:
         if entry.taken or not self.slots(entry.event.topic) or entry.event.seq in self.found:
+            return
+        if entry.when > self.deadline:
             return
         payload = to_plain(entry.event.payload)
         if self.condition is None or self.condition(payload):
@@ -208,13 +216,14 @@ def _assign(candidates: list[list[int]]) -> list[int] | None:
 def awaited(wait: Wait, timeout: float | None, grace: float | None) -> Flow[list[tuple[Entry, Any]]]:
     """The flow of a wait: what it took, or EventTimeoutError. Taken for good only when it returns."""
     engine = wait.box.engine
-    deadline = None if timeout is None else wait.begun + timeout
+    if timeout is not None:
+        wait.deadline = wait.begun + timeout
     taken: list[tuple[Entry, Any]] | None = None
     try:
         while True:
             _refuse_if_cleaned(wait)
             # Before the look, so that it finds all that came until then, however long a condition takes.
-            closed, over = wait.box.state == ENDED, _left(deadline) == 0
+            closed, over = wait.box.state == ENDED, wait.left() == 0
             taken = wait.attempt()
             if taken is not None:
                 break
@@ -223,7 +232,7 @@ def awaited(wait: Wait, timeout: float | None, grace: float | None) -> Flow[list
                 raise _closed(wait)
             if over:
                 raise EventTimeoutError(_overdue(wait, timeout or 0.0))
-            yield Pause(engine, wait.waiter(), _left(deadline))
+            yield Pause(engine, wait.waiter(), wait.left())
         if grace:
             receipts = [receipt for entry, _ in taken if (receipt := entry.receipt()) is not None]
             yield Pause(engine, _settled(receipts), grace)
@@ -238,12 +247,13 @@ def awaited(wait: Wait, timeout: float | None, grace: float | None) -> Flow[list
 def unexpected(wait: Wait, within: float | None) -> Flow[None]:
     """The flow of a wait that nothing may answer. Raises UnexpectedEventError. It takes nothing."""
     engine = wait.box.engine
-    deadline = None if within is None else wait.begun + within
+    if within is not None:
+        wait.deadline = wait.begun + within
     try:
         while True:
             _refuse_if_cleaned(wait)
             # The bus is closed, so that nothing can come, or the time is up; before the look, as above.
-            over = wait.box.state == ENDED or _left(deadline) == 0
+            over = wait.box.state == ENDED or wait.left() == 0
             found = wait.attempt(take=False)
             if found is not None:
                 entry = found[0][0]
@@ -253,7 +263,7 @@ def unexpected(wait: Wait, within: float | None) -> Flow[None]:
             _refuse_if_cleaned(wait)
             if over:
                 return
-            yield Pause(engine, wait.waiter(), _left(deadline))
+            yield Pause(engine, wait.waiter(), wait.left())
     finally:
         engine.look(wait.close)
 
@@ -265,10 +275,6 @@ def _refuse_if_cleaned(wait: Wait) -> None:
 
 def _closed(wait: Wait) -> BusClosedError:
     return BusClosedError(f"the bus {wait.box.engine.name!r} was closed before {wait.text()} came; {_instead(wait)}")
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - primitives.monotonic())
 
 
 def _settled(receipts: list[Receipt]) -> Waiter:

@@ -21,6 +21,7 @@ from loops import AsyncGate, LoopThread, others, passes, run, until
 
 from eventbus import EventTimeoutError, MailboxFullError, OptionError, ServiceError, Status
 from eventbus._engine import primitives
+from eventbus._engine.engine import Engine
 from eventbus._engine.monitor import Monitor
 from eventbus_async import AsyncEventBus
 from eventbus_async._binding import Binding
@@ -399,10 +400,20 @@ def test_g13_a_handler_that_is_registered_while_the_home_changes_goes_to_the_new
                 bus.emit("other")
             second.call(serve())
 
+        register = Engine.register
+        receipts: list[Any] = []
+
+        def registered(self: Engine, *args: Any, **options: Any) -> Any:
+            made = register(self, *args, **options)
+            receipts.extend(bus.emit("a") for _ in range(2))  # the second one stands in line
+            return made
+
         first.call(serve())
         in_between(monkeypatch, act)
-        bus.on("a", where)
-        assert bus.emit("a").wait(BOUND).results()[0][0] is second.loop
+        monkeypatch.setattr(Engine, "register", registered)
+        bus.on("a", where, max_pending=1)
+        monkeypatch.undo()
+        assert [each.wait(BOUND).results()[0][0] for each in receipts] == [second.loop] * 2
         second.call(leave())
 
 

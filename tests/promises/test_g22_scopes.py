@@ -50,6 +50,15 @@ class TestScope:
         assert team.results == [True]
         assert bus.handlers("t") == ()
 
+    def test_g18_what_is_refused_is_no_member(self, bus: EventBus) -> None:
+        scope = bus.scope()
+        scope.on("t", listen)
+        for _ in range(3):
+            with pytest.raises(SubscriptionError):
+                scope.on("t", listen, unique=True)
+        assert len(scope._members) == 1
+        scope.cancel()
+
     def test_nothing_of_an_object_outlives_it(self, bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
         """It ends while the second of two methods is being registered."""
         scope = bus.scope()

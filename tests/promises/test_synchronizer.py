@@ -150,6 +150,33 @@ def test_what_came_in_time_counts_however_long_a_look_takes(
     assert looks[0] is None
 
 
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_what_came_too_late_does_not_count_either(
+    face: Face, sync: Any, monkeypatch: pytest.MonkeyPatch, unwanted: bool
+) -> None:
+    """The look took longer than the wait was to."""
+    ahead = 0.0
+    attempt = Wait.attempt
+    looks: list[Any] = []
+
+    def look(self: Wait, *args: Any, **options: Any) -> Any:
+        nonlocal ahead
+        looks.append(attempt(self, *args, **options))
+        if len(looks) == 1:
+            ahead = 60.0
+            face.core.emit("a", 1)
+        return looks[-1]
+
+    monkeypatch.setattr(primitives, "monotonic", lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(Wait, "attempt", look)
+    if unwanted:
+        face.do(sync.expect_no_event, "a", within=50.0)
+    else:
+        with pytest.raises(EventTimeoutError):
+            face.do(sync.wait_for_event, "a", timeout=50.0)
+    assert looks == [None, None]
+
+
 def test_what_a_condition_raises_the_wait_raises(face: Face, sync: Any) -> None:
     face.core.emit("a", 1)
     with pytest.raises(ZeroDivisionError):
