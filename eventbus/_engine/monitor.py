@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._errors import EventBusError
@@ -216,7 +217,7 @@ class Monitor:
             # A signal handler raised in the midst of it: a wake-up must not be lost, and may come twice.
             self.after.extend(taken)
             if attempts:  # what fails each time, for want of memory, stays for the next step's end
-                _quietly(lambda: self.flush(attempts=attempts - 1))
+                _quietly(partial(self.flush, False, attempts - 1))
             raise
         finally:
             if line is not None:
