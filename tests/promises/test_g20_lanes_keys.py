@@ -6,9 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from kit import BOUND, LONG, Gate, past
+from kit import BOUND, LONG, Alarm, Gate, past
 
 from eventbus import Event, EventBus, Status
+from eventbus._engine.mailbox import Mailbox
 
 
 class Meter:
@@ -289,6 +290,29 @@ class TestKeys:
         gate.open()
         bus.drain(BOUND)
         assert gate.received == [("gate", 0), ("a", 3), ("b", 1), ("c", 1)]
+
+    def test_g12_a_key_that_a_signal_handler_has_left_with_two_has_one_again_after_the_next(
+        self, bus: EventBus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        retire = Mailbox.retire
+
+        def broken(self: Mailbox, *args: Any) -> None:
+            monkeypatch.setattr(Mailbox, "retire", retire)
+            raise Alarm
+
+        with Gate() as gate:
+            subscription = bus.on("t", gate, key=lambda event: "key", concurrency=1, overflow="latest")
+            bus.emit("t", 1)
+            gate.entered()
+            bus.emit("t", 2)
+            monkeypatch.setattr(Mailbox, "retire", broken)
+            with pytest.raises(Alarm):
+                bus.emit("t", 3)
+            assert subscription.stats().pending == 2
+            bus.emit("t", 4)
+            assert subscription.stats().pending == 1
+        bus.drain(BOUND)
+        assert gate.received == [1, 4]
 
     def test_keys_within_a_lane(self, bus: EventBus) -> None:
         order: list[Any] = []

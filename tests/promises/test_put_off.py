@@ -628,3 +628,16 @@ class TestBrokenEmits:
         bus.drain(BOUND)
         assert bus.stats().totals.cancelled == 2
         settled(bus)
+
+
+def test_g18_a_registration_that_is_refused_when_its_turn_comes_leaves_no_watcher(
+    bus: EventBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(payload: Any) -> None: ...
+
+    bus.on("t", handler)
+    made: list[Any] = []
+    bus._engine.look(lambda: made.append(bus._on("t", handler, {"unique": True}, None, lambda problem: None)))
+    assert not made[0].active
+    assert bus._engine.error_watchers == {}
+    assert "that was put off is refused" in caplog.text
