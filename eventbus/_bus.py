@@ -204,14 +204,7 @@ class EventBus:
         """As :meth:`on`; ``admit`` is given the subscription before it takes effect."""
         engine = self._engine
         patterns, spec, checked = engine.prepare(topic, handler, options)
-
-        def make(box: Mailbox) -> Subscription:
-            made = Subscription(box)
-            if admit is not None:
-                admit(made)
-            return made
-
-        return engine.register(make, patterns, spec, checked, engine.dispatcher, watcher=watcher)
+        return engine.register(Subscription, patterns, spec, checked, engine.dispatcher, admit=admit, watcher=watcher)
 
     def _decorator(self, topic: Any, options: Any) -> Callable[[F], F]:
         refuse_bare(topic, "bus.on")

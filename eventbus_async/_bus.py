@@ -240,14 +240,12 @@ class AsyncEventBus:
 
         def make(box: Mailbox) -> Subscription:
             made = Subscription(box, binding)
-            if admit is not None:
-                admit(made)
             if self._members is not None:
                 self._members.admit(made)
             return made
 
         def register() -> Subscription:
-            return engine.register(make, patterns, spec, checked, executor, home=home, watcher=watcher)
+            return engine.register(make, patterns, spec, checked, executor, home=home, admit=admit, watcher=watcher)
 
         return register() if self._members is None else self._members.admitting(register)
 

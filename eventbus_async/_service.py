@@ -157,12 +157,6 @@ class BaseService(ServiceCore):
         except Exception as problem:
             log.error("_on_error of the service %r raised", self.name, exc_info=problem)
 
-    def _subscribe(self, topic: Any, handler: Any, options: Any) -> Subscription:
-        def register(admit: Callable[[Any], object], watcher: Callable[[HandlerError], None]) -> Subscription:
-            return self.event_bus._on(topic, handler, options, admit, watcher)
-
-        return self._lifecycle.subscribe(register)
-
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
         running = Running(self._lifecycle.engine, make(), f"the restart of the service {self.name!r}", self._flows)
         # Never at once: this may be within a handler of the loop, whose task and context are not the restart's.

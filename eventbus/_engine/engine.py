@@ -813,9 +813,13 @@ class Engine:
         home: Any = None,
         closer: Callable[[], None] | None = None,
         kind: type[Mailbox] | None = None,
+        admit: Callable[[S], object] | None = None,
         watcher: Callable[[HandlerError], None] | None = None,
     ) -> S:
-        """Register a handler on patterns; in effect when this returns, or when the interrupted step ends."""
+        """Register a handler on patterns; in effect when this returns, or when the interrupted step ends.
+
+        ``admit`` is given the handle before that.
+        """
         if kind is None:
             kind = InlineMailbox if options.inline else Mailbox if options.key is None else KeyedMailbox
         box = kind(self, next(self.ids), patterns, spec, options, raw)
@@ -824,6 +828,8 @@ class Engine:
         handle: S | None = None
         try:
             box.handle = handle = make(box)
+            if admit is not None:
+                admit(handle)
             if watcher is not None:
                 self.error_watchers[box.id] = watcher
             self.monitor.run_in_turn(self._register, box, executor)

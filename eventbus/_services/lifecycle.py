@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .._engine import primitives
 from .._engine.closing import CLOSED, OPEN
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .._engine.engine import Engine
     from .._engine.flow import Flow
     from .._engine.mailbox import Mailbox
-    from .._engine.subscription import Handle
     from .._values.stats import HandlerError
     from .status import Restart
     from .turns import Turn
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Hooks", "Lifecycle"]
 
 log = logging.getLogger("eventbus")
-H = TypeVar("H", bound="Handle")
 
 SETTLE_SECONDS = 1.0  # the longest that start and stop wait for the handlers of their status events
 
@@ -117,7 +115,7 @@ class Lifecycle:
         ended = yield from self.turns.run("stop", self._stoppable, self._stopping)
         yield from self._finish(ended, caller)
 
-    def subscribe(self, register: Callable[[Callable[[Any], object], Callable[[HandlerError], None]], H]) -> H:
+    def subscribe(self, register: Callable[[Callable[[Any], object], Callable[[HandlerError], None]], Any]) -> Any:
         """Register something that ends with this run of the service.
 
         ``register`` is given what to admit it by, before it takes effect, and the watcher of errors.
@@ -126,7 +124,7 @@ class Lifecycle:
         if not scope.active:
             raise ServiceError(f"the service {self.name!r} is {self.status}; subscribe within _start, or while it runs")
         try:
-            return cast("H", scope.admitting(lambda: cast("Any", register(scope.admit, self.watch))))
+            return scope.admitting(lambda: register(scope.admit, self.watch))
         except BusClosedError:
             if scope.active:
                 raise  # it is the bus that is closed

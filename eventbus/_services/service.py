@@ -91,7 +91,8 @@ class ServiceCore:
         raise NotImplementedError
 
     def _subscribe(self, topic: Any, handler: Any, options: Any) -> Any:
-        raise NotImplementedError
+        bus = cast("Any", self).event_bus  # each face has its own
+        return self._lifecycle.subscribe(lambda admit, watcher: bus._on(topic, handler, options, admit, watcher))
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
         raise NotImplementedError
@@ -216,12 +217,6 @@ class BaseService(ServiceCore):
 
     def _told_of_error(self, error: HandlerError) -> None:
         self._on_error(error)
-
-    def _subscribe(self, topic: Any, handler: Any, options: Any) -> Subscription:
-        def register(admit: Callable[[Any], object], watcher: Callable[[HandlerError], None]) -> Subscription:
-            return self.event_bus._on(topic, handler, options, admit, watcher)
-
-        return self._lifecycle.subscribe(register)
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
         primitives.start_thread(lambda: drive(make()), f"{self.name}-restart")

@@ -119,12 +119,8 @@ def test_a_condition_chooses(face: Face, sync: Any) -> None:
     assert face.do(sync.wait_for_event, "a", condition=lambda n: n > 2) == 4
 
 
-@pytest.mark.parametrize("ends", ["time", "close"])
-@pytest.mark.parametrize("unwanted", [False, True])
-def test_what_came_in_time_counts_however_long_a_look_takes(
-    face: Face, sync: Any, monkeypatch: pytest.MonkeyPatch, ends: str, unwanted: bool
-) -> None:
-    """While it looks at one event the next comes, and then the end: of the time, or of the bus."""
+def slow_look(monkeypatch: pytest.MonkeyPatch, meanwhile: Any) -> list[Any]:
+    """The first look of a wait takes its time: ``meanwhile`` gives the seconds. Gives what each look has found."""
     ahead = 0.0
     attempt = Wait.attempt
     looks: list[Any] = []
@@ -133,15 +129,30 @@ def test_what_came_in_time_counts_however_long_a_look_takes(
         nonlocal ahead
         looks.append(attempt(self, *args, **options))
         if len(looks) == 1:
-            face.core.emit("a", 1)
-            if ends == "time":
-                ahead = 60.0
-            else:
-                face.core.close(0)
+            for ahead in meanwhile():  # noqa: B007 - the clock's
+                pass
         return looks[-1]
 
     monkeypatch.setattr(primitives, "monotonic", lambda: time.monotonic() + ahead)
     monkeypatch.setattr(Wait, "attempt", look)
+    return looks
+
+
+@pytest.mark.parametrize("ends", ["time", "close"])
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_what_came_in_time_counts_however_long_a_look_takes(
+    face: Face, sync: Any, monkeypatch: pytest.MonkeyPatch, ends: str, unwanted: bool
+) -> None:
+    """While it looks at one event the next comes, and then the end: of the time, or of the bus."""
+
+    def meanwhile() -> Iterator[float]:
+        face.core.emit("a", 1)
+        if ends == "time":
+            yield 60.0
+        else:
+            face.core.close(0)
+
+    looks = slow_look(monkeypatch, meanwhile)
     if unwanted:
         with pytest.raises(UnexpectedEventError):
             face.do(sync.expect_no_event, "a", within=50.0)
@@ -155,20 +166,12 @@ def test_what_came_too_late_does_not_count_either(
     face: Face, sync: Any, monkeypatch: pytest.MonkeyPatch, unwanted: bool
 ) -> None:
     """The look took longer than the wait was to."""
-    ahead = 0.0
-    attempt = Wait.attempt
-    looks: list[Any] = []
 
-    def look(self: Wait, *args: Any, **options: Any) -> Any:
-        nonlocal ahead
-        looks.append(attempt(self, *args, **options))
-        if len(looks) == 1:
-            ahead = 60.0
-            face.core.emit("a", 1)
-        return looks[-1]
+    def meanwhile() -> Iterator[float]:
+        yield 60.0
+        face.core.emit("a", 1)
 
-    monkeypatch.setattr(primitives, "monotonic", lambda: time.monotonic() + ahead)
-    monkeypatch.setattr(Wait, "attempt", look)
+    looks = slow_look(monkeypatch, meanwhile)
     if unwanted:
         face.do(sync.expect_no_event, "a", within=50.0)
     else:
