@@ -104,6 +104,7 @@ class Looped:
         self.bus = world.facade
         self.loop: Loop | None = None
         self.over: asyncio.Event | None = None
+        self.tasks: dict[Call, asyncio.Task[Any] | None] = {}  # in which they were made
         world.loops.append(self)
 
     def run(self, main: Callable[[Looped], Awaitable[object]]) -> None:
@@ -150,6 +151,7 @@ class Looped:
         async def handler(payload: Any) -> Any:
             call = Call(sub, payload[0], world.now(), None)
             world.calls.append(call)
+            self.tasks[call] = asyncio.current_task()
             try:
                 world.sched.point()
                 await asyncio.sleep(pause)
@@ -165,6 +167,12 @@ class Looped:
         sub.end = world.now()
         world.subs[name] = sub
         return sub
+
+    def rob(self, name: str) -> None:
+        """Cancel the tasks in which that handler is suspended."""
+        for call, task in self.tasks.items():
+            if call.sub.name == name and call.end == ENDLESS and task is not None:
+                call.robbed = task.cancel()
 
     def emit(self, topic: str = "t") -> Emit | None:
         """Emit through the facade."""

@@ -25,6 +25,7 @@ from eventbus._engine.lane import Lane
 from eventbus._engine.mailbox import ENDED, InlineMailbox, Mailbox
 from eventbus._engine.monitor import Monitor
 from eventbus._values.stats import Status
+from eventbus_async._runner import LoopExecutor
 
 from . import seam
 from .baton import here
@@ -314,6 +315,20 @@ def a_worker_falls_asleep_in_two_steps() -> Any:
 
     advance, following = Dispatcher.advance, Dispatcher.next
     return _instead(Monitor, "run", make)
+
+
+@plant("single/leans+emits", "single/leans+leans", bound=1)
+def a_worker_that_retires_leaves_no_watch() -> Any:
+    """There are too many after a wait inside the bus; the one that stays is stuck, and something is ready (G3)."""
+    return _edited(
+        Dispatcher, "next", "if self.ready:\nself.watch()  # there", "if False:\n                self.watch()  # there"
+    )
+
+
+@plant("arob+emit", "arob+emits", grain="switch", bound=1)
+def a_pause_of_a_loop_that_another_thread_is_to_end() -> Any:
+    """Whoever does what the step of a cancelled task has left is not the loop's thread, and does nothing (G13)."""
+    return _edited(LoopExecutor, "_resume_later", "elif self.paused:", "elif False:")
 
 
 @plant("join+wait", "join+join")

@@ -1,7 +1,8 @@
 """Operations, and the programs made of them: each operation in a thread of its own, on one bus.
 
 An operation is a pair of functions: what has to stand before, and what the thread does. Programs are named after their
-operations, ``emit+cancel``; ``warm/`` says that a worker sleeps already when they begin.
+operations, ``emit+cancel``; ``warm/`` says that a worker sleeps already when they begin, ``single/`` that
+only one computes at a time.
 """
 
 from __future__ import annotations
@@ -62,6 +63,30 @@ def _stuck(world: World) -> None:
     world.emit("t")
     world.sched.sleep(0.1)
     world.open()
+
+
+def _leans(world: World) -> None:
+    """Prepare a handler that waits inside the bus, and then in user code for what another one does after that.
+
+    The other one's first delivery ends the first wait, its third one opens the gate. It takes its time, so that its
+    mailbox lines up again in between.
+    """
+
+    def lean(_: int) -> None:
+        first = world.emit("prop")
+        _emits(world, "prop", 2)
+        world.wait(first)
+        world.at_gate()
+
+    def prop(number: int) -> None:
+        world.sched.sleep(0.01)
+        if len(props) == 2:
+            world.open()
+        props.append(number)
+
+    props: list[int] = []
+    world.on("X", "prop", act=prop)
+    world.on("U", "lean", act=lean)
 
 
 def _fail(number: int) -> None:
@@ -174,6 +199,7 @@ OPERATIONS: dict[str, Operation] = {
     "closes": Operation(
         _once("C", lambda world: world.on("C", "c", act=lambda _: world.close())), lambda world: world.emit("c")
     ),
+    "leans": Operation(_once("U", _leans), lambda world: world.wait(world.emit("lean"))),
     "itself": Operation(
         _once("S", lambda world: world.on("S", "s", act=lambda _: world.cancel("S", wait=True))),
         lambda world: _emits(world, "s", 2),
@@ -226,6 +252,16 @@ async def _atask(loop: Looped) -> None:
     await loop.drain()
 
 
+async def _arob(loop: Looped) -> None:
+    """The bus's own task is cancelled while a handler is suspended in it, and more is behind that."""
+    name = _new(loop, pause=0.01)
+    loop.emit()
+    loop.emit()
+    await asyncio.sleep(0)
+    loop.rob(name)
+    await loop.drain()
+
+
 async def _adrain(loop: Looped) -> None:
     _new(loop)
     loop.emit()
@@ -243,6 +279,7 @@ LOOPED: dict[str, Operation] = {
     "aserve": _looped(_aserve),
     "aleave": _looped(_aleave),
     "atask": _looped(_atask),
+    "arob": _looped(_arob),
     "adrain": _looped(_adrain),
     "aclose": _looped(_aclose),
 }
@@ -268,7 +305,9 @@ def program(name: str) -> Program:
     names = text.split("+")
 
     def body(sched: Scheduler) -> None:
-        world = World(sched, facade=AsyncEventBus(name="explored") if LOOPED.keys() & set(names) else None)
+        options: dict[str, Any] = {"workers": 1} if "single" in ways else {}
+        looped = LOOPED.keys() & set(names)
+        world = World(sched, options, facade=AsyncEventBus(name="explored", **options) if looped else None)
         world.on("A", "t")
         for each in names:
             OPERATIONS[each].prepare(world)
@@ -293,6 +332,7 @@ def pairs() -> list[str]:
     names.extend(("inlines+undrain", "warm/inlines+undrain"))
     names.extend(f"{policy}+cancelfull" for policy in ("block", "oldest", "latest", "impatient"))
     names.extend(f"warm/{extra}+emits" for extra in EXTRA)
+    names.extend(f"single/{one}+{other}" for one in ("leans", "waits", "drains") for other in ("emits", "close"))
     return names
 
 
@@ -302,6 +342,7 @@ def looped() -> list[str]:
     names.extend(
         f"{loop}+{other}" for loop in LOOPED for other in ("emit", "wait", "on", "cancelwait", "drain", "close")
     )
+    names.append("arob+emits")
     names.extend(f"warm/aserve+emits+{other}" for other in ("wait", "cancelwait", "drain", "close"))
     return names
 
