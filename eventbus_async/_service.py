@@ -77,7 +77,7 @@ class BaseService(ServiceCore):
     ) -> None: ...
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.event_bus = face_of(self._given_bus)
+        self.event_bus = self._bus_face = face_of(self._bus_face)
         self._home: LoopExecutor | None = None
         self._flows: Holder = set()
 

@@ -52,7 +52,7 @@ def _close_elsewhere(engine: Engine, timeout: float | None) -> None:
     def run() -> None:
         close(engine, timeout)
 
-    primitives.start_thread(run, f"{engine.name}-close")
+    engine.timer.start_thread(run, f"{engine.name}-close")
 
 
 def close_soon(engine: Engine, timeout: float | None, actor: Any) -> None:

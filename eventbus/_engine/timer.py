@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import primitives
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Timer"]
 
-RETRY_SECONDS = 0.05  # after a look that failed, for want of memory
+RETRY_SECONDS = 0.05  # after a look that failed, for want of memory, and after a thread could not be started
 LINGER = 1.0  # seconds that the thread stays without an entry, and between looks at whether there is one
 
 log = logging.getLogger("eventbus")
@@ -89,6 +90,17 @@ class Timer:
             self._monitor.run(self._failed)
         else:
             self.thread = thread
+
+    def start_thread(self, run: Callable[[], None], name: str) -> None:
+        """Outside of steps: have a thread do it, a little later where none can be started now.
+
+        It does not raise that: whoever made the step that this comes after, a worker perhaps, has no part in it.
+        """
+        try:
+            primitives.start_thread(run, name)
+        except (RuntimeError, MemoryError):
+            again = partial(self._monitor.after.append, partial(self.start_thread, run, name))
+            self._monitor.run(self.at, RETRY_SECONDS, again)
 
     def lacks_thread(self) -> bool:
         """In a step: whether there are entries and, since none could be started, no thread; another one is tried."""

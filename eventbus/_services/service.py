@@ -67,7 +67,7 @@ class ServiceCore:
         if restart is not None and not isinstance(restart, Restart):
             raise OptionTypeError(f"restart must be a Restart(attempts, backoff, jitter) or None, not {restart!r}")
         self.name: str = found_name
-        self._given_bus = found_bus
+        self._bus_face: Any = found_bus  # each face makes it its own
         hooks = Hooks(self._start, self._stop, self._told_of_error, self._subscribe_marked, self._launch)
         self._lifecycle = Lifecycle(found_name, core_of(found_bus)._engine, hooks, error_limit, restart, self._blocking)
 
@@ -91,8 +91,8 @@ class ServiceCore:
         raise NotImplementedError
 
     def _subscribe(self, topic: Any, handler: Any, options: Any) -> Any:
-        bus = cast("Any", self).event_bus  # each face has its own
-        return self._lifecycle.subscribe(lambda admit, watcher: bus._on(topic, handler, options, admit, watcher))
+        on = self._bus_face._on  # whatever a subclass has made of event_bus
+        return self._lifecycle.subscribe(lambda admit, watcher: on(topic, handler, options, admit, watcher))
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
         raise NotImplementedError
@@ -151,7 +151,7 @@ class BaseService(ServiceCore):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.event_bus = core_of(self._given_bus)
+        self.event_bus = self._bus_face = core_of(self._bus_face)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -219,7 +219,7 @@ class BaseService(ServiceCore):
         self._on_error(error)
 
     def _launch(self, make: Callable[[], Flow[None]]) -> None:
-        primitives.start_thread(lambda: drive(make()), f"{self.name}-restart")
+        self._lifecycle.engine.timer.start_thread(lambda: drive(make()), f"{self.name}-restart")
 
     def __enter__(self) -> Self:
         self.start()

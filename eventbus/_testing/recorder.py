@@ -100,7 +100,6 @@ class RecorderMailbox(Mailbox):
 
     def clean(self) -> None:
         """In a step: forget everything and end all waits."""
-        self.over = True
         self.engine.monitor.trash.append(self.entries)
         self.entries = deque()
         notify(self.engine, self.readers)

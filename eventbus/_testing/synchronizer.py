@@ -108,6 +108,7 @@ class SynchronizerCore:
 
     def _end(self) -> None:
         """Stop recording, forget all, end all waits. It may be repeated; callable from finalizers (G12)."""
+        self._box.over = True  # before the end of what it listens by, which wakes the waits: they are to know why
         self._subscription.cancel()
         self._engine.look(self._box.clean)
 

@@ -82,6 +82,11 @@ class Wait:
             self.known[topic] = known
         return known
 
+    def limit(self, seconds: float | None) -> None:
+        """At the first look, which may come late where it is awaited: what stands in the recording by then counts."""
+        if seconds is not None:
+            self.deadline = max(self.begun + seconds, primitives.monotonic())
+
     def left(self) -> float | None:
         """The seconds until its deadline, if it has one."""
         return None if self.deadline == float("inf") else max(0.0, self.deadline - primitives.monotonic())
@@ -216,8 +221,7 @@ def _assign(candidates: list[list[int]]) -> list[int] | None:
 def awaited(wait: Wait, timeout: float | None, grace: float | None) -> Flow[list[tuple[Entry, Any]]]:
     """The flow of a wait: what it took, or EventTimeoutError. Taken for good only when it returns."""
     engine = wait.box.engine
-    if timeout is not None:
-        wait.deadline = wait.begun + timeout
+    wait.limit(timeout)
     taken: list[tuple[Entry, Any]] | None = None
     try:
         while True:
@@ -247,8 +251,7 @@ def awaited(wait: Wait, timeout: float | None, grace: float | None) -> Flow[list
 def unexpected(wait: Wait, within: float | None) -> Flow[None]:
     """The flow of a wait that nothing may answer. Raises UnexpectedEventError. It takes nothing."""
     engine = wait.box.engine
-    if within is not None:
-        wait.deadline = wait.begun + within
+    wait.limit(within)
     try:
         while True:
             _refuse_if_cleaned(wait)

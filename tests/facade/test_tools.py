@@ -200,6 +200,22 @@ def test_the_time_of_a_wait_runs_from_its_call() -> None:
     run(main())
 
 
+def test_what_came_before_the_first_look_counts_however_late_that_is() -> None:
+    """The loop may have been busy, or the await put off."""
+
+    async def main() -> None:
+        async with AsyncEventBus() as bus, EventSynchronizer(bus) as sync:
+            wait = sync.wait_for_event("a", timeout=0)
+            bus.emit("a", 1)
+            assert await wait == 1
+            none = sync.expect_no_event("a", within=0)
+            bus.emit("a", 2)
+            with pytest.raises(UnexpectedEventError):
+                await none
+
+    run(main())
+
+
 def test_a_wait_finds_the_handlers_their_home_loop() -> None:
     """G13: the first loop in which anything of this facade is awaited."""
     bus = AsyncEventBus()

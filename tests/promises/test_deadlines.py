@@ -12,7 +12,7 @@ from kit import BOUND, soon
 
 from eventbus._engine import primitives
 from eventbus._engine.monitor import Monitor
-from eventbus._engine.timer import LINGER, Timer
+from eventbus._engine.timer import LINGER, RETRY_SECONDS, Timer
 
 
 class Stage:
@@ -189,6 +189,23 @@ def test_g8_where_no_thread_can_be_started_the_next_deadline_or_wait_tries_again
     assert stage.begin()
     assert not stage.monitor.run(lacks)
     assert len(stage.started) == 4
+
+
+def test_g7_a_thread_that_cannot_be_started_is_tried_again_a_little_later(stage: Stage) -> None:
+    """Nothing is raised: it comes after a step, which may be anybody's."""
+    stage.at(60.0)
+    stage.begin()
+    stage.refusing = True
+    stage.timer.start_thread(lambda: None, "job")
+    assert stage.started == ["stage-timer", "job"]
+    stage.tick(RETRY_SECONDS / 2)
+    assert stage.started == ["stage-timer", "job"]
+    stage.tick(RETRY_SECONDS)
+    assert stage.started == ["stage-timer", "job", "job"]
+    stage.refusing = False
+    stage.tick(2 * RETRY_SECONDS)
+    stage.tick(2 * RETRY_SECONDS)
+    assert stage.started == ["stage-timer", "job", "job", "job"]
 
 
 @pytest.mark.parametrize(("many", "before_it_is_swept"), [(64, 60), (65, 32), (100, 50)])

@@ -449,7 +449,7 @@ def test_g13_whoever_does_what_a_cancelled_task_s_step_has_left_the_loop_goes_on
     came: list[threading.Thread] = []
 
     def overtaken(self: Monitor, *args: Any, **options: Any) -> None:
-        if not came and LoopExecutor._resume_later in [getattr(each, "__func__", None) for each in self.after]:
+        if not came and LoopExecutor._resume_later in [getattr(each, "__func__", None) for each in self.after.copy()]:
             came.append(threading.Thread(target=flush, args=(self,)))
             came[0].start()
             came[0].join(BOUND)

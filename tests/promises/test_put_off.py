@@ -641,3 +641,13 @@ def test_g18_a_registration_that_is_refused_when_its_turn_comes_leaves_no_watche
     assert not made[0].active
     assert bus._engine.error_watchers == {}
     assert "that was put off is refused" in caplog.text
+
+
+def test_g18_a_registration_that_is_cancelled_before_it_takes_effect_leaves_no_watcher(bus: EventBus) -> None:
+    """Whoever ends a service has its handle as soon as it is admitted."""
+
+    def handler(payload: Any) -> None: ...
+
+    handle = bus._on("t", handler, {}, lambda handle: handle.cancel(), lambda problem: None)
+    assert not handle.active
+    assert bus._engine.error_watchers == {}

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit import BOUND, Gate, Log, Team, soon
+from kit import BOUND, Gate, Log, Team, no_thread, soon
 from kit_tools import Face, made_face
 
 from eventbus import (
+    BaseService,
     BusClosedError,
     Event,
     EventBus,
@@ -24,11 +25,14 @@ from eventbus import (
     ServiceError,
     ServiceStatus,
     ServiceStatusPayload,
+    Subscription,
     handles,
 )
+from eventbus._engine import primitives
 from eventbus._engine.engine import Engine
 from eventbus._services import group
 from eventbus._services.turns import Turns
+from eventbus_async import AsyncEventBus
 
 FULL = ["starting", "running", "stopping", "stopped"]
 
@@ -796,6 +800,63 @@ def test_a_restart_recovers_it(face: Face) -> None:
     assert len(face.core.handlers("t")) == 1
     face.do(service.stop)
     assert changes.statuses[-2:] == ["stopping", "stopped"]
+
+
+def test_g7_a_restart_for_which_no_thread_can_be_started_comes_later(
+    bus: EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else hears of it: neither whoever emits, nor a worker whose call ends."""
+    start_thread = primitives.start_thread
+    refused: list[str] = []
+    refusing = True
+
+    def refuse(target: Any, name: str) -> Any:
+        if refusing and name.endswith("-restart"):
+            refused.append(name)
+            no_thread()
+        return start_thread(target, name)
+
+    monkeypatch.setattr(primitives, "start_thread", refuse)
+    with made_face("threads", bus) as face, Gate() as gate:
+        service = make(
+            face,
+            start=lambda s: s.subscribe("t", lambda payload: 1 / payload) and None,
+            error_limit=0,
+            restart=Restart(attempts=1, backoff=0.001, jitter=0),
+        )
+        service.start()
+        bus.on("slow", gate)
+        bus.emit("slow")
+        gate.entered()
+        bus.emit("t", 0).wait(BOUND)
+        soon(lambda: len(refused) > 1, "two tries")
+        bus.emit("other")
+        gate.open()
+        assert bus.emit("t", 2).wait(BOUND).results() == [0.5]
+        refusing = False
+        soon(lambda: service.status == "running", "the restart")
+        assert bus.emit("t", 1).wait(BOUND).results() == [1]
+
+
+def test_a_service_that_runs_hears_of_a_bus_that_has_closed(face: Face) -> None:
+    service = make(face)
+    face.do(service.start)
+    face.core.close(BOUND)
+    with pytest.raises(BusClosedError, match="is closed"):
+        face.do(service.subscribe, "t", listen)
+
+
+def test_g2_a_service_subscribes_with_its_own_face_whatever_it_makes_of_its_bus(bus: EventBus) -> None:
+    """Either face's service takes either bus; a subclass may keep what it was given under the same name."""
+
+    class Kept(BaseService):
+        def __init__(self, event_bus: Any) -> None:
+            super().__init__(event_bus)
+            self.event_bus = event_bus
+
+    service = Kept(AsyncEventBus(bus))
+    with service:
+        assert type(service.subscribe("t", listen)) is Subscription
 
 
 def test_a_restart_that_fails_is_tried_again_until_the_attempts_are_used_up(face: Face) -> None:

@@ -19,6 +19,7 @@ from eventbus import (
     BusClosedError,
     EventBus,
     EventBusError,
+    EventSynchronizer,
     EventTimeoutError,
     NotRegisteredError,
     OptionError,
@@ -543,6 +544,31 @@ def test_its_end_ends_waits(face: Face, sync: Any, end: str) -> None:
             face.core.close(BOUND)
     assert waiting(sync) == 0
     assert sync._box.waits == []
+
+
+def test_a_wait_that_cleanup_wakes_half_way_knows_why(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = EventSynchronizer(bus)
+    subscription = sync._subscription
+    cancel = type(subscription).cancel
+    with Team() as team:
+
+        def wait() -> None:
+            with pytest.raises(BusClosedError, match="cleaned up"):
+                sync.wait_for_event("a", timeout=BOUND)
+
+        waiting_thread = team.add(wait)
+        team.go()
+        soon(lambda: waiting(sync) == 1)
+
+        def overtaken(self: Any, *args: Any, **options: Any) -> Any:
+            ended = cancel(self, *args, **options)
+            if self is subscription:
+                waiting_thread.join(BOUND)
+            return ended
+
+        monkeypatch.setattr(type(subscription), "cancel", overtaken)
+        sync.cleanup()
+        assert not waiting_thread.is_alive()
 
 
 def test_what_was_recorded_can_be_had_after_the_bus_has_closed(face: Face, sync: Any) -> None:
