@@ -21,14 +21,16 @@ class Stage:
     def __init__(self) -> None:
         self.now = 1000.0
         self.started: list[str] = []
+        self.target: Any = None  # of what was started last
         self.refusing = False
         self.woken = 0
         self.called: list[str] = []
         self.monitor = Monitor()
         self.timer = Timer(self.monitor, "stage")
 
-    def start(self, _: Callable[[], None], name: str) -> Any:
+    def start(self, target: Callable[[], None], name: str) -> Any:
         self.started.append(name)
+        self.target = target
         if self.refusing:
             raise RuntimeError("can't start new thread")
         return threading.current_thread()
@@ -193,11 +195,15 @@ def test_g8_where_no_thread_can_be_started_the_next_deadline_or_wait_tries_again
 
 def test_g7_a_thread_that_cannot_be_started_is_tried_again_a_little_later(stage: Stage) -> None:
     """Nothing is raised: it comes after a step, which may be anybody's."""
+
+    def job() -> None: ...
+
     stage.at(60.0)
     stage.begin()
     stage.refusing = True
-    stage.timer.start_thread(lambda: None, "job")
+    stage.timer.start_thread(job, "job")
     assert stage.started == ["stage-timer", "job"]
+    assert stage.target is job
     stage.tick(RETRY_SECONDS / 2)
     assert stage.started == ["stage-timer", "job"]
     stage.tick(RETRY_SECONDS)
@@ -206,6 +212,7 @@ def test_g7_a_thread_that_cannot_be_started_is_tried_again_a_little_later(stage:
     stage.tick(2 * RETRY_SECONDS)
     stage.tick(2 * RETRY_SECONDS)
     assert stage.started == ["stage-timer", "job", "job", "job"]
+    assert stage.target is job
 
 
 @pytest.mark.parametrize(("many", "before_it_is_swept"), [(64, 60), (65, 32), (100, 50)])
