@@ -24,6 +24,7 @@ from .._values.stats import PoolStats
 from . import hot, primitives
 from .call import TooLate, call, enter_converting, enter_plain, judge, own_code, strip
 from .delivery import RUNNING, Delivery, running_here
+from .timer import RETRY_SECONDS
 from .turn import REFUSED, turn
 from .waits import notify
 
@@ -47,7 +48,6 @@ IDLE_SECONDS = 1.0  # how long an idle thread waits for work before it ends
 WATCH_SECONDS = 0.002  # between two looks at a worker that seems blocked
 QUICK_SECONDS = 0.001  # a handler that ends within this does not block
 SLICE_SECONDS = 0.001  # how long a worker stays with one mailbox while others are ready
-RETRY_SECONDS = 0.05  # after a thread could not be started
 
 
 class Executor:

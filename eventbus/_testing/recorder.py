@@ -60,7 +60,7 @@ class RecorderMailbox(Mailbox):
         self.readers: list[Waiter] = []
         self.most = 0
         self.lost = 0  # events that the bound has pushed out
-        self.over = False  # cleaned up
+        self.over = False  # cleaned up; set in no step, for it only ever becomes true
 
     def attach(self, executor: Executor | None) -> None:
         super().attach(executor)

@@ -1,8 +1,8 @@
 """Operations, and the programs made of them: each operation in a thread of its own, on one bus.
 
 An operation is a pair of functions: what has to stand before, and what the thread does. Programs are named after their
-operations, ``emit+cancel``; ``warm/`` says that a worker sleeps already when they begin, ``single/`` that
-only one computes at a time.
+operations, ``emit+cancel``; ``warm/`` says that a worker sleeps already when they begin, ``single/`` that only one
+computes at a time.
 """
 
 from __future__ import annotations
@@ -306,8 +306,8 @@ def program(name: str) -> Program:
 
     def body(sched: Scheduler) -> None:
         options: dict[str, Any] = {"workers": 1} if "single" in ways else {}
-        looped = LOOPED.keys() & set(names)
-        world = World(sched, options, facade=AsyncEventBus(name="explored", **options) if looped else None)
+        on_loops = LOOPED.keys() & set(names)
+        world = World(sched, options, facade=AsyncEventBus(name="explored", **options) if on_loops else None)
         world.on("A", "t")
         for each in names:
             OPERATIONS[each].prepare(world)

@@ -633,8 +633,7 @@ class TestBrokenEmits:
 def test_g18_a_registration_that_is_refused_when_its_turn_comes_leaves_no_watcher(
     bus: EventBus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def handler(payload: Any) -> None: ...
-
+    handler = Log()
     bus.on("t", handler)
     made: list[Any] = []
     bus._engine.look(lambda: made.append(bus._on("t", handler, {"unique": True}, None, lambda problem: None)))
@@ -645,9 +644,6 @@ def test_g18_a_registration_that_is_refused_when_its_turn_comes_leaves_no_watche
 
 def test_g18_a_registration_that_is_cancelled_before_it_takes_effect_leaves_no_watcher(bus: EventBus) -> None:
     """Whoever ends a service has its handle as soon as it is admitted."""
-
-    def handler(payload: Any) -> None: ...
-
-    handle = bus._on("t", handler, {}, lambda handle: handle.cancel(), lambda problem: None)
+    handle = bus._on("t", Log(), {}, lambda handle: handle.cancel(), lambda problem: None)
     assert not handle.active
     assert bus._engine.error_watchers == {}
